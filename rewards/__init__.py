@@ -1,0 +1,4 @@
+"""How good generated images are, and how much of a private training set they give away.
+
+This package knows tensors; it knows nothing of environments, policies or how a model was trained.
+"""

@@ -1,0 +1,102 @@
+"""What makes a number believable: thresholds at a stated false-positive rate, quantiles in a null, intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from rewards.estimate import Estimate
+
+CONFIDENCE = 0.95
+
+
+class Threshold(NamedTuple):
+    """Scores strictly below ``value`` are flagged.
+
+    Attributes:
+        value: One of the null scores.
+        rate: The expected share of new held-out images that are flagged.
+    """
+
+    value: float
+    rate: float
+
+
+def threshold(null: Tensor, rate: float) -> Threshold:
+    """The order statistic of held-out scores below which a new held-out image falls at no more than the given rate.
+
+    With n null scores it is the k-th smallest, k = floor(rate (n + 1)): if the new image is exchangeable with them and
+    scores are distinct, it is flagged with probability k / (n + 1) <= ``rate`` exactly (the rank argument of conformal
+    prediction; NumPy's quantile methods would exceed the rate on small samples). With fewer than 1 / rate - 1 scores no
+    threshold keeps the rate; the smallest score is taken, and ``Threshold.rate`` says what that costs: 1 / (n + 1).
+
+    Args:
+        null: ``(n,)``, n > 0; smaller is more suspicious.
+        rate: In (0, 1).
+    """
+    n = len(null)
+    k = max(1, math.floor(rate * (n + 1) + 1e-9))
+    return Threshold(float(null.double().kthvalue(k).values), k / (n + 1))
+
+
+def null_quantiles(distances: Tensor, null: Tensor) -> Tensor:
+    """Where each distance stands among the null's, in [0, n / (n + 1)].
+
+    Linear between (0, 0) and (i-th smallest null distance, i / (n + 1)): so a copy at distance 0 is at 0, and one far
+    below every held-out image is told from one just below. Ties count as all of the tied.
+
+    Args:
+        distances: ``(m,)``, not negative.
+        null: ``(n,)``, not negative.
+
+    Returns:
+        float64 ``(m,)``.
+    """
+    knots = np.concatenate([[0.0], np.sort(null.double().numpy())])
+    return torch.from_numpy(np.interp(distances.double().numpy(), knots, np.arange(len(knots)) / len(knots)))
+
+
+def leave_one_out_quantiles(null: Tensor) -> Tensor:
+    """`null_quantiles` of each null distance among the others: float64 ``(n,)``, n > 1."""
+    others = [torch.cat([null[:i], null[i + 1 :]]) for i in range(len(null))]
+    return torch.cat([null_quantiles(null[i : i + 1], rest) for i, rest in enumerate(others)])
+
+
+def wilson(flagged: int, n: int) -> Estimate:
+    """A share with Wilson's score interval."""
+    interval = stats.binomtest(flagged, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(flagged / n, float(interval.low), float(interval.high), n)
+
+
+def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """A mean with its percentile bootstrap interval over the values.
+
+    Args:
+        values: ``(n,)``, n > 1.
+        seed: Of the resampling; the interval depends on it in the third digit.
+        resamples: How many.
+    """
+    sample = np.sort(values.double().numpy())
+    result = stats.bootstrap(
+        (sample,), np.mean, n_resamples=resamples, confidence_level=CONFIDENCE, method="percentile", rng=seed
+    )
+    interval = result.confidence_interval
+    return Estimate(float(sample.mean()), float(interval.low), float(interval.high), len(sample))
+
+
+def normal(value: float, variance: float, n: int) -> Estimate:
+    """A value with the interval of a normal distribution of that variance."""
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * variance**0.5
+    return Estimate(value, value - half, value + half, n)
+
+
+def halves(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Two disjoint halves of the rows, drawn with a fixed seed: real images against real images."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    middle = len(features) // 2
+    return features[order[:middle]], features[order[middle:]]
