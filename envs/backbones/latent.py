@@ -1,0 +1,137 @@
+"""A text-conditional latent diffusion pipeline, loaded once, frozen, with the operations that an evaluation needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rewards.errors import InputError
+
+_CHUNK = 64
+
+
+class LatentBackbone:
+    """A `StableDiffusionPipeline`, embedded or real, seen as: images <-> latents, captions -> states, denoiser.
+
+    The autoencoder and the text encoder never learn. The denoiser is what a selection is about.
+
+    Args:
+        pipeline: Loaded, without a safety checker.
+        name: For people.
+        sha256: Of its files, see `folder_sha256`.
+        device: Where it runs.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, name: str, sha256: str, device: torch.device) -> None:
+        self.name, self.sha256, self.device = name, sha256, device
+        self.autoencoder = pipeline.vae.to(device).eval().requires_grad_(False)
+        self.text_encoder = pipeline.text_encoder.to(device).eval().requires_grad_(False)
+        self.denoiser: nn.Module = pipeline.unet.to(device).eval().requires_grad_(False)
+        self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
+        self.scaling_factor = float(self.autoencoder.config.scaling_factor)
+        self.timesteps = int(self.scheduler.config.num_train_timesteps)
+        guard_group_norms(self.denoiser)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the images that the denoiser was made for."""
+        return int(self.denoiser.config.sample_size * 2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = int(self.denoiser.config.sample_size)
+        return int(self.denoiser.config.in_channels), size, size
+
+    @torch.inference_mode()
+    def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
+        """Scaled latents, float32 ``(n, c, h, w)``, of uint8 RGB ``(n, height, width, 3)``: the posterior's mode."""
+        latents = []
+        for start in range(0, len(images), _CHUNK):
+            chunk = torch.from_numpy(images[start : start + _CHUNK]).to(self.device)
+            scaled = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents.append(self.autoencoder.encode(scaled).latent_dist.mode() * self.scaling_factor)
+        return torch.cat(latents).clone()
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: Tensor) -> NDArray[np.uint8]:
+        """uint8 RGB ``(n, height, width, 3)`` of scaled latents ``(n, c, h, w)``."""
+        images = []
+        for start in range(0, len(latents), _CHUNK):
+            decoded = self.autoencoder.decode(latents[start : start + _CHUNK] / self.scaling_factor).sample
+            pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            images.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+        return np.ascontiguousarray(np.concatenate(images))
+
+    @torch.inference_mode()
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Text states ``(n, tokens, width)``; each distinct caption is encoded once."""
+        distinct = sorted(set(captions))
+        encoded = self.tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt")
+        states = self.text_encoder(encoded.input_ids.to(self.device)).last_hidden_state
+        rows = {caption: i for i, caption in enumerate(distinct)}
+        return states[[rows[c] for c in captions]].clone()
+
+    def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``(noisy latents, what the denoiser should predict)`` at timesteps ``t`` of shape ``(n,)``."""
+        noisy = self.scheduler.add_noise(latents, noise, t)
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noisy, noise
+        if kind == "v_prediction":
+            return noisy, self.scheduler.get_velocity(latents, noise, t)
+        return noisy, latents
+
+    def predict(self, noisy: Tensor, t: Tensor | int, states: Tensor) -> Tensor:
+        """The denoiser's output, the shape of ``noisy``."""
+        output: Tensor = self.denoiser(noisy, t, states, return_dict=False)[0]
+        return output
+
+
+def load_latent_backbone(
+    path: str | Path, *, name: str, device: torch.device, local_files_only: bool = True
+) -> LatentBackbone:
+    """Loads a pipeline folder in the Stable Diffusion layout from safetensors.
+
+    Raises:
+        InputError: If it is not such a folder, or a part is missing or not safetensors.
+    """
+    folder = Path(path)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"backbone.path={path} holds no model_index.json", "point it at a diffusers pipeline folder")
+    options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=local_files_only, **options
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"backbone.path={path} does not load: {str(error).splitlines()[0]}", "check its parts") from error
+    return LatentBackbone(pipeline, name, folder_sha256(folder), device)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of everything in a pipeline folder that decides what it computes: configs, vocabularies and weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".json", ".txt", ".safetensors"):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def guard_group_norms(module: nn.Module) -> None:
+    """Makes the input of every GroupNorm contiguous.
+
+    The CPU backward of GroupNorm in torch 2.13.0 segfaults when its input is channels_last and needs no gradient while
+    its weight or bias does: what a mask search meets whenever a group in the middle of the network learns alone.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))

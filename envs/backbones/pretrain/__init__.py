@@ -1,0 +1,1 @@
+"""How the embedded backbone was made: public images in, a Stable Diffusion pipeline folder out."""

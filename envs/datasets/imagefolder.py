@@ -1,0 +1,134 @@
+"""A folder of image files, with or without a table of what is known about them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from envs.datasets.base import Reject
+from envs.datasets.checks import CheckedImages, UnusableImageError, check_images, square_rgb
+from rewards.errors import InputError
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"})
+_CAPTION = ("text", "caption")
+_GROUP = ("group", "patient_id", "patient")
+_LABEL = ("label", "label_name")
+
+
+def read_folder(root: Path, size: int) -> CheckedImages:
+    """Reads the folder by the convention of Hugging Face's ``imagefolder``.
+
+    ``metadata.csv`` or ``metadata.jsonl`` has a row for each image: ``file_name`` (relative to the folder) and, where
+    known, ``text`` or ``caption``, ``group``, ``patient_id`` or ``patient``, ``label`` (a number or a name; names are
+    numbered in alphabetical order) and ``split``. Images it does not name are not read. A folder without it is read
+    whole, subfolders included, in the order of names: no captions, each file its own group.
+
+    Args:
+        root: The folder.
+        size: Height and width wanted; see `square_rgb` for how images are brought to it.
+
+    Raises:
+        InputError: If there are no images, or the table is malformed. An image that cannot be read is a reject.
+    """
+    rows = _read_metadata(root)
+    if not rows:
+        files = sorted(
+            path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES
+        )
+        rows = [{"file_name": name} for name in files]
+    if not rows:
+        raise InputError(f"{root} has no images", f"put image files there ({', '.join(sorted(_SUFFIXES))})")
+
+    pixels: list[NDArray[np.uint8]] = []
+    kept: list[dict[str, str]] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        try:
+            with Image.open(root / row["file_name"]) as image:
+                pixels.append(square_rgb(image, size))
+            kept.append(row)
+        except FileNotFoundError:
+            rejects.append(Reject(row["file_name"], "there is no such file"))
+        except UnusableImageError as error:
+            rejects.append(Reject(row["file_name"], str(error)))
+        except Exception as error:
+            # Decoders raise a dozen types on broken files, SyntaxError and struct.error among them.
+            rejects.append(Reject(row["file_name"], f"does not decode: {' '.join(str(error).split())}"))
+    return check_images(
+        np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8),
+        ids=[row["file_name"] for row in kept],
+        groups=[_first(row, _GROUP) for row in kept],
+        captions=[_first(row, _CAPTION) for row in kept],
+        labels=_numbered([_first(row, _LABEL) for row in kept]),
+        declared=[row.get("split", "") for row in kept],
+        size=size,
+        rejects=rejects,
+    )
+
+
+def _read_metadata(root: Path) -> list[dict[str, str]]:
+    """The table's rows with every value as text; nothing if there is no table."""
+    present = [root / name for name in METADATA if (root / name).is_file()]
+    if not present:
+        return []
+    if len(present) > 1:
+        raise InputError(f"{root} has both {' and '.join(METADATA)}", "remove one of them")
+    path = present[0]
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "save it as UTF-8") from error
+    numbered = list(_csv_rows(content, path) if path.suffix == ".csv" else _jsonl_rows(content, path))
+    for number, row in numbered:
+        if not row.get("file_name"):
+            raise InputError(f"{path} line {number} has no file_name", "name an image file in every row")
+    if not numbered:
+        raise InputError(f"{path} has no rows", "give it one for each image, or remove it")
+    return [row for _, row in numbered]
+
+
+def _csv_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(f"{path} line {reader.line_num} has not as many values as the header", "quote commas")
+            yield reader.line_num, {name: value.strip() for name, value in row.items()}
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error})", "mend the line") from error
+
+
+def _jsonl_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not JSON ({error})", "mend the line") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number} is not a JSON object", "write one object a line")
+        yield number, {name: "" if value is None else str(value).strip() for name, value in row.items()}
+
+
+def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((row[name] for name in names if row.get(name)), "")
+
+
+def _numbered(labels: Sequence[str]) -> NDArray[np.int64]:
+    """Integers as they are, names by their place in the alphabet, -1 where there is none."""
+    known = sorted(set(labels) - {""})
+    try:
+        number = {label: int(label) for label in known}
+    except ValueError:
+        number = {label: place for place, label in enumerate(known)}
+    return np.array([number.get(label, -1) for label in labels], dtype=np.int64)

@@ -1,0 +1,120 @@
+"""The inner loop: a short fine-tune of exactly the parameters that a schedule of masks selects."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.backbones.latent import LatentBackbone
+from envs.methods import Attachment
+from envs.seeding import torch_generator
+from envs.task import InnerBudget, Schedule
+
+_CHECK_EVERY = 10
+
+
+class DivergedError(FloatingPointError):
+    """The loss stopped being a finite number: the same happens again with the same key, so no retry helps."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Private images as the denoiser sees them, encoded once a task.
+
+    Attributes:
+        latents: ``(n, c, h, w)``.
+        states: Text states of the captions, ``(n, tokens, width)``.
+        empty_state: Of the empty caption, ``(1, tokens, width)``.
+    """
+
+    latents: Tensor
+    states: Tensor
+    empty_state: Tensor
+
+
+def finetune(
+    backbone: LatentBackbone,
+    attachment: Attachment,
+    schedule: Schedule,
+    data: TrainingSet,
+    budget: InnerBudget,
+    seed: int,
+) -> int:
+    """Trains in place and returns the number of optimizer steps taken.
+
+    Batches, noise and timesteps depend on ``seed`` alone, never on the masks (common random numbers). Each phase of the
+    schedule gets an equal share of the steps and an AdamW of its own; a phase with nothing on takes no steps. Every
+    parameter is frozen again on return, also after an error.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    steps = 0
+    draws = _draws(data, budget, backbone.timesteps, seed)
+    bounds = [round(i * budget.steps / len(schedule.phases)) for i in range(len(schedule.phases) + 1)]
+    try:
+        for mask, start, stop in zip(schedule.phases, bounds, bounds[1:], strict=False):
+            chosen = attachment.selected(mask)
+            if chosen:
+                steps += _train_phase(backbone, list(chosen.values()), draws, start, stop, budget)
+            else:
+                collections.deque(itertools.islice(draws, stop - start), maxlen=0)  # later phases draw what they would
+    finally:
+        backbone.denoiser.requires_grad_(False)
+        backbone.denoiser.zero_grad(set_to_none=True)
+    return steps
+
+
+def _train_phase(
+    backbone: LatentBackbone,
+    parameters: list[nn.Parameter],
+    draws: Iterator[tuple[Tensor, Tensor, Tensor, Tensor]],
+    start: int,
+    stop: int,
+    budget: InnerBudget,
+) -> int:
+    # The mask is applied before the optimizer is built: a parameter that it does not know cannot move.
+    backbone.denoiser.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    for step in range(start, stop):
+        latents, states, noise, t = next(draws)
+        if step < budget.warmup:
+            optimizer.param_groups[0]["lr"] = budget.learning_rate * (step + 1) / budget.warmup
+        elif step == budget.warmup:
+            optimizer.param_groups[0]["lr"] = budget.learning_rate
+        noisy, target = backbone.noised(latents, noise, t)
+        loss = F.mse_loss(backbone.predict(noisy, t, states), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # Asking for the loss waits for the device, so not every step asks.
+        if (step % _CHECK_EVERY == 0 or step == stop - 1) and not torch.isfinite(loss):
+            raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
+    return stop - start
+
+
+def _draws(
+    data: TrainingSet, budget: InnerBudget, timesteps: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Endless ``(latents, states, noise, t)``: shuffled passes over the images, drawn on the CPU whatever the device."""
+    generator = torch_generator(seed, "finetune")
+    n, device = len(data.latents), data.latents.device
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < budget.batch_size:
+            order = torch.cat([order, torch.randperm(n, generator=generator)])
+        rows, order = order[: budget.batch_size], order[budget.batch_size :]
+        latents = data.latents[rows.to(device)]
+        dropped = torch.rand(budget.batch_size, generator=generator) < budget.caption_dropout
+        states = torch.where(dropped[:, None, None].to(device), data.empty_state, data.states[rows.to(device)])
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        t = torch.randint(timesteps, (budget.batch_size,), generator=generator).to(device)
+        yield latents, states, noise, t

@@ -1,0 +1,41 @@
+"""Denoising losses of single images on a fixed grid of timesteps and noises: what membership inference looks at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.backbones.latent import LatentBackbone
+from envs.seeding import torch_generator
+
+_CHUNK = 64
+_RANGE = (0.05, 0.85)
+"""Shares of the noise schedule between which the grid lies: outside, the loss hardly depends on the image."""
+
+
+@torch.inference_mode()
+def denoising_losses(backbone: LatentBackbone, latents: Tensor, states: Tensor, *, draws: int, seed: int) -> Tensor:
+    """Mean loss of each image over ``draws`` fixed (t, noise) pairs: float32 ``(n,)`` on the CPU.
+
+    The same pairs serve every image, every mask and the base model, so that what differs is the model alone.
+
+    Args:
+        backbone: With the denoiser in the state to measure.
+        latents: ``(n, c, h, w)``.
+        states: Text states of the images' captions, ``(n, tokens, width)``.
+        draws: Size of the grid, at least 1.
+        seed: Names the noises.
+    """
+    low, high = (round(share * backbone.timesteps) for share in _RANGE)
+    # Midpoints of equal intervals: a grid of one lies in the middle, not at an end.
+    grid = (low + (torch.arange(draws) + 0.5) * (high - low) / draws).long()
+    noises = torch.randn((draws, *latents.shape[1:]), generator=torch_generator(seed, "losses")).to(latents.device)
+    total = torch.zeros(len(latents))
+    for t, noise in zip(grid.tolist(), noises, strict=True):
+        for start in range(0, len(latents), _CHUNK):
+            batch = latents[start : start + _CHUNK]
+            steps = torch.full((len(batch),), t, dtype=torch.long, device=latents.device)
+            noisy, target = backbone.noised(batch, noise.expand_as(batch), steps)
+            predicted = backbone.predict(noisy, steps, states[start : start + _CHUNK])
+            total[start : start + _CHUNK] += (predicted - target).square().mean((1, 2, 3)).cpu() / draws
+    return total

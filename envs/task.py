@@ -1,0 +1,166 @@
+"""What stays fixed in an episode (`SelectionTask`) and what an episode decides (`Schedule`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rewards.errors import InputError
+
+Mask = tuple[bool, ...]
+"""One toggle for each layer group, in the task's order: True means that the group may learn."""
+
+CODE_VERSION = 1
+"""Goes into every task's id. Raise it when a change moves the numbers of an evaluation, so that no old one is reused."""
+
+
+@dataclass(frozen=True, order=True)
+class Schedule:
+    """One mask for each equal phase of the inner fine-tune; a single phase is the usual case."""
+
+    phases: tuple[Mask, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phases or not self.phases[0] or len({len(mask) for mask in self.phases}) != 1:
+            raise ValueError(f"a schedule needs at least one phase, all of one length above 0, got {self.phases}")
+
+    @classmethod
+    def constant(cls, mask: Iterable[bool | int]) -> Schedule:
+        return cls((tuple(bool(bit) for bit in mask),))
+
+    @classmethod
+    def from_key(cls, key: str) -> Schedule:
+        """The inverse of `key`."""
+        return cls(tuple(tuple(bit == "1" for bit in mask) for mask in key.split("/")))
+
+    @property
+    def key(self) -> str:
+        """Phases of 0 and 1 joined by a slash: ``"0101/1111"``."""
+        return "/".join("".join("01"[bit] for bit in mask) for mask in self.phases)
+
+    @property
+    def learns(self) -> bool:
+        return any(any(mask) for mask in self.phases)
+
+
+@dataclass(frozen=True)
+class InnerBudget:
+    """The inner fine-tune and the sample that it is judged by.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Images a step.
+        learning_rate: AdamW's, constant after ``warmup`` steps.
+        warmup: Steps of linear warm-up.
+        weight_decay: AdamW's.
+        caption_dropout: Probability that a caption is replaced by the empty one (for guidance).
+        images: Generated for each evaluation.
+        sampling_steps: Of the backbone's own scheduler.
+        guidance_scale: Classifier-free guidance; 1 is none and costs one forward pass a step instead of two.
+        loss_draws: Size of the fixed (t, noise) grid at which denoising losses are compared.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    images: int
+    sampling_steps: int
+    warmup: int = 0
+    weight_decay: float = 0.0
+    caption_dropout: float = 0.1
+    guidance_scale: float = 1.0
+    loss_draws: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "images", "sampling_steps", "loss_draws"):
+            if getattr(self, name) < 1:
+                raise InputError(f"inner.{name}={getattr(self, name)}", "set it to 1 or more")
+        if not self.learning_rate > 0:
+            raise InputError(f"inner.learning_rate={self.learning_rate}", "set it above 0")
+        if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.caption_dropout < 1 or self.guidance_scale < 1:
+            raise InputError(
+                f"inner.warmup={self.warmup} weight_decay={self.weight_decay} caption_dropout={self.caption_dropout} "
+                f"guidance_scale={self.guidance_scale}",
+                "warmup and weight_decay are 0 or more, caption_dropout is in [0, 1), guidance_scale is 1 or more",
+            )
+
+
+@dataclass(frozen=True)
+class SelectionTask:
+    """Backbone x data x method x group scheme x inner budget x seed: everything an evaluation depends on but the schedule.
+
+    Attributes:
+        env: The data set's name.
+        split_sha256: Hash of the images in each split, so of the data and of the way it was split.
+        backbone: Name or path, for people.
+        backbone_sha256: Hash of the weights, for the id.
+        method: The adaptation method, e.g. ``full``.
+        scheme: The group scheme, e.g. ``blocks``.
+        groups: The toggles' names in order.
+        inner: The inner budget.
+        metrics: Names of what is measured, in order.
+        judge: The real images that quality and nulls are measured on: ``heldout`` in a search, ``test`` in the end.
+        seed: Of batches, noise and sampling: the same for every mask (common random numbers).
+        options: Settings of the method, of mitigations and of metrics that change numbers; JSON values.
+    """
+
+    env: str
+    split_sha256: str
+    backbone: str
+    backbone_sha256: str
+    method: str
+    scheme: str
+    groups: tuple[str, ...]
+    inner: InnerBudget
+    metrics: tuple[str, ...]
+    judge: Literal["heldout", "test"] = "heldout"
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides an evaluation's numbers, as JSON values; the backbone by its weights, not its path."""
+        fields = asdict(self) | {"options": dict(self.options), "code": CODE_VERSION}
+        del fields["backbone"]
+        return fields
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of `identity`."""
+        return content_hash(self.identity())[:16]
+
+    def evaluation_key(self, schedule: Schedule) -> str:
+        """What the store files this schedule's evaluation under."""
+        return content_hash({"task": self.identity(), "schedule": schedule.key})
+
+    def parse_mask(self, text: str) -> Mask:
+        """Reads ``all``, ``none``, one 0 or 1 a group, or comma-separated group names.
+
+        Raises:
+            InputError: If the text is none of these for this task's groups.
+        """
+        return parse_mask(text, self.groups)
+
+
+def parse_mask(text: str, groups: Sequence[str]) -> Mask:
+    """See `SelectionTask.parse_mask`."""
+    text = text.strip()
+    if text in ("all", "none"):
+        return (text == "all",) * len(groups)
+    if text and not text.strip("01"):
+        if len(text) != len(groups):
+            raise InputError(f"mask={text} has {len(text)} toggles", f"give {len(groups)}, one each for {', '.join(groups)}")
+        return tuple(bit == "1" for bit in text)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in groups]
+    if unknown or not names:
+        raise InputError(f"mask={text!r} names no layer group {unknown}", f"choose among {', '.join(groups)}, all or none")
+    return tuple(group in names for group in groups)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of canonical JSON: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
