@@ -1,0 +1,1 @@
+"""Searchers, the policy, and the commands that people type."""

@@ -1,0 +1,108 @@
+"""A policy file is data: safetensors and JSON. Loading one runs no code from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agents.policy import SelectionNetwork, TokenLayout
+from envs.task import Mask
+from rewards.errors import InputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ExportedPolicy:
+    """A selection network with the names of what it was trained to look at.
+
+    Attributes:
+        network: In eval mode.
+        group_features: Names of the group matrix's columns.
+        task_features: Names of the task vector's entries.
+        trained_on: Ids and names of the tasks that it learned from.
+    """
+
+    network: SelectionNetwork
+    group_features: tuple[str, ...]
+    task_features: tuple[str, ...]
+    trained_on: tuple[dict[str, Any], ...] = ()
+
+    def probabilities(
+        self, groups: NDArray[np.float32], task: NDArray[np.float32], preference: float
+    ) -> NDArray[np.float32]:
+        """Probability that each group is selected in a one-phase episode, ``(g,)``.
+
+        Args:
+            groups: ``(g, f)``, columns as in ``group_features``.
+            task: ``(t,)``, entries as in ``task_features``.
+            preference: Weight of privacy in [0, 1].
+        """
+        observation = {
+            "groups": torch.from_numpy(groups)[None],
+            "task": torch.from_numpy(task)[None],
+            "preference": torch.tensor([[preference]], dtype=torch.float32),
+            "progress": torch.zeros(1, 1),
+            "chosen": torch.zeros(1, 1, len(groups)),
+        }
+        return np.asarray(self.network.probabilities(observation)[0].numpy(), dtype=np.float32)
+
+    def choose(self, groups: NDArray[np.float32], task: NDArray[np.float32], preference: float) -> Mask:
+        """The likeliest mask: the groups whose probability is above one half. See `probabilities`."""
+        return tuple(bool(p > 0.5) for p in self.probabilities(groups, task, preference))
+
+
+def save_policy(folder: Path, policy: ExportedPolicy) -> None:
+    """Writes ``policy.safetensors`` and ``policy.json``, each in one rename, the JSON last."""
+    card = {
+        "schema": SCHEMA,
+        "network": "deep_sets",
+        "width": policy.network.layout.width,
+        "group_features": list(policy.group_features),
+        "task_features": list(policy.task_features),
+        "trained_on": list(policy.trained_on),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.network.state_dict().items()}
+    partial = folder / ".policy.safetensors.partial"
+    save_file(weights, partial)
+    os.replace(partial, folder / "policy.safetensors")
+    partial = folder / ".policy.json.partial"
+    partial.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "policy.json")
+
+
+def load_policy(folder: str | Path) -> ExportedPolicy:
+    """Reads what `save_policy` wrote.
+
+    Raises:
+        InputError: If a file is missing, truncated, of an unknown schema, or the two do not belong together.
+    """
+    folder = Path(folder)
+    remedy = "name a run folder with policy.safetensors and policy.json"
+    try:
+        card = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "policy.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"no policy can be read from {folder}: {str(error).splitlines()[0]}", remedy) from error
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{folder / 'policy.json'} has schema {schema!r}, this version reads {SCHEMA}", remedy)
+    try:
+        layout = TokenLayout(len(card["group_features"]), len(card["task_features"]), int(card["width"]))
+        network = SelectionNetwork(layout)
+        network.load_state_dict(weights)
+        names = tuple(card["group_features"]), tuple(card["task_features"])
+        trained_on = tuple(card["trained_on"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the weights in {folder} do not fit its policy.json: {reason}", remedy) from error
+    return ExportedPolicy(network.eval(), *names, trained_on)

@@ -1,0 +1,83 @@
+"""``report.html`` and the figures of a run: one self-contained file, verdict first, no private image."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+from agents.session import Session
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+
+
+def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Path:
+    """Writes ``figures/search.png`` and ``report.html``.
+
+    Args:
+        folder: Of the run.
+        summary: What goes into ``result.json``.
+        session: After the search.
+    """
+    (folder / "figures").mkdir(exist_ok=True)
+    figure = folder / "figures" / "search.png"
+    _draw_search(figure, summary, session)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agents", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("train.html").render(
+        run=summary,
+        rows=_rows(summary),
+        figure=base64.b64encode(figure.read_bytes()).decode(),
+    )
+    report = folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return report
+
+
+def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a metric: the choice beside both anchors."""
+    anchors = summary["anchors"]
+    return [
+        {
+            "name": name,
+            "selected": measured,
+            "base": anchors["base"]["metrics"][name],
+            "full": anchors["full"]["metrics"][name],
+        }
+        for name, measured in summary["metrics"].items()
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"
+
+
+def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
+    """Every measured mask on both axes, and how the best utility grew."""
+    found = [(e, session.axes(e)) for e in session.evaluations.values()]
+    measured = [(evaluation, axes) for evaluation, axes in found if axes["utility"] is not None]
+    quality, privacy, utility = ([float(axes[k] or 0) for _, axes in measured] for k in ("quality", "privacy", "utility"))
+    figure, (plane, curve) = plt.subplots(1, 2, figsize=(10, 4.2))
+    points = plane.scatter(quality, privacy, c=[e.trainable_share for e, _ in measured], cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(points, ax=plane, label="share of the parameters that may learn")
+    plane.plot([0, 1], [1, 0], "k.", markersize=4)
+    plane.annotate("base", (0, 1), textcoords="offset points", xytext=(4, -10), fontsize=8)
+    plane.annotate("full", (1, 0), textcoords="offset points", xytext=(-22, 4), fontsize=8)
+    chosen = summary["selected"]["search"]["axes"]
+    plane.scatter([chosen["quality"]], [chosen["privacy"]], s=160, facecolors="none", edgecolors="crimson", linewidths=2)
+    plane.set(xlabel="quality (0 base, 1 full fine-tuning)", ylabel="privacy (0 full fine-tuning, 1 held-out null)")
+    plane.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title="masks measured (circle: chosen)")
+    best = [max(utility[: i + 1]) for i in range(len(utility))]
+    curve.plot(range(1, len(utility) + 1), utility, ".", color="0.6", label="each")
+    curve.step(range(1, len(best) + 1), best, where="post", color="crimson", label="best so far")
+    curve.set(xlabel="distinct masks measured", ylabel=f"utility at preference {summary['preference']:g}", title="search")
+    curve.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,107 @@
+"""One run, one folder, one writer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from envs.datasets.base import SplitDataset
+from envs.evaluators.cached import Served
+from rewards.errors import InputError
+
+
+class RunFolder:
+    """``<run_dir>/<job>/<task>/<UTC time>-<id>`` with the files of the contract; its name is the run's id.
+
+    Use it as a context manager: it holds a lock, so that two processes never write one run.
+
+    Args:
+        path: An existing folder, made by `create` or found by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._evaluations: IO[str] | None = None
+
+    @classmethod
+    def create(cls, run_dir: str | Path, job: str, task: str, config: DictConfig, overrides: Sequence[str]) -> RunFolder:
+        """Makes a new folder and writes the configuration into its ``.hydra``.
+
+        Raises:
+            InputError: If it cannot be made.
+        """
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        path = Path(run_dir) / job / task / name
+        try:
+            (path / ".hydra").mkdir(parents=True)
+            OmegaConf.save(config, path / ".hydra" / "config.yaml", resolve=True)
+            OmegaConf.save(OmegaConf.create(list(overrides)), path / ".hydra" / "overrides.yaml")
+        except OSError as error:
+            raise InputError(f"run_dir={run_dir} cannot be written: {error}", "name another run_dir") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path, job: str) -> tuple[RunFolder, DictConfig]:
+        """A run to go on with, and its configuration.
+
+        Raises:
+            InputError: If the folder is not a run of that job.
+        """
+        folder = Path(path)
+        config_file = folder / ".hydra" / "config.yaml"
+        if not config_file.is_file() or folder.parent.parent.name != job:
+            raise InputError(f"resume={path} is no {job} run", f"name a folder like runs/{job}/<task>/<time>-<id>")
+        config = OmegaConf.load(config_file)
+        assert isinstance(config, DictConfig)
+        return cls(folder), config
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path} is being written by another process", "wait for it, or stop it") from error
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}", "name another run_dir") from error
+        # A resumed run asks everything again, and the store answers: the file is written anew, in the same order.
+        self._evaluations = (self.path / "evaluations.jsonl").open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._evaluations, self._lock):
+            if file is not None:
+                file.close()
+
+    def record(self, served: Served) -> None:
+        """Appends an answered request to ``evaluations.jsonl``, store hits marked."""
+        assert self._evaluations is not None
+        fields = served.evaluation.to_json() | {"hit": served.hit}
+        self._evaluations.write(json.dumps(fields, allow_nan=False) + "\n")
+        self._evaluations.flush()
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes a JSON file in one rename; NaN and infinity are refused."""
+        path = self.path / name
+        partial = path.with_name(f".{name}.partial")
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    def write_data_check(self, dataset: SplitDataset) -> None:
+        """``data.json``: what was left out and why, and near-duplicates that were tied together."""
+        rejects: Iterable[Mapping[str, str]] = ({"id": r.id, "reason": r.reason} for r in dataset.rejects)
+        pairs = [list(pair) for pair in dataset.near_duplicates]
+        self.write_json("data.json", {"rejects": list(rejects), "near_duplicates": pairs})

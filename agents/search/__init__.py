@@ -1,0 +1,1 @@
+"""Everything that looks for a good mask."""

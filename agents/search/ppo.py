@@ -1,0 +1,60 @@
+"""PPO over masks, sized by distinct evaluations instead of environment steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+from agents.policy import GroupTokenPolicy, SelectionNetwork
+from agents.settings import AgentSettings
+from envs.evaluators.budget import BudgetSpent
+from envs.vector import SelectionVecEnv
+
+
+def learn(
+    env: SelectionVecEnv, settings: AgentSettings, *, budget: int, seed: int, tensorboard: Path, callback: BaseCallback
+) -> SelectionNetwork:
+    """Learns until the evaluator's budget is spent, or the policy keeps asking for masks that it knows.
+
+    One rollout is one episode in each sub-environment: SB3's default of 2048 steps would never update within the tens of
+    fine-tunes that a search can pay for (stable-baselines3#1846). What a last, incomplete rollout asked for is measured
+    but not learned from.
+
+    Args:
+        env: ``settings.rollout`` sub-environments around a `BudgetedEvaluator`.
+        settings: PPO's.
+        budget: Distinct evaluations.
+        seed: Of the weights, the actions and the minibatches.
+        tensorboard: Folder for the curves; this is its only writer.
+        callback: Called by SB3.
+    """
+    horizon = env.envs[0].horizon
+    model = PPO(
+        GroupTokenPolicy,
+        env,
+        learning_rate=settings.learning_rate,
+        n_steps=horizon,
+        batch_size=horizon * env.num_envs,
+        n_epochs=settings.epochs,
+        gamma=1.0,
+        gae_lambda=1.0,
+        clip_range=settings.clip_range,
+        ent_coef=settings.entropy,
+        vf_coef=settings.value,
+        policy_kwargs={"width": settings.width},
+        seed=seed,
+        device="cpu",
+    )
+    model.set_logger(Logger(str(tensorboard), [TensorBoardOutputFormat(str(tensorboard))]))
+    try:
+        model.learn(budget * settings.max_episodes * horizon, callback=callback, log_interval=1)
+    except BudgetSpent:
+        # The evaluations of the rollout that was under way are in the callback's books; log them too.
+        model.logger.dump(model.num_timesteps)
+    finally:
+        model.logger.close()
+    assert isinstance(model.policy, GroupTokenPolicy)
+    return model.policy.network

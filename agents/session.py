@@ -1,0 +1,200 @@
+"""One run's dealings with evaluations: anchors, search, final table, all paid for through the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agents.run_folder import RunFolder
+from agents.settings import TrainSettings
+from agents.workbench import Workbench
+from envs.evaluators.base import Evaluation, evaluate_many
+from envs.evaluators.budget import BudgetedEvaluator
+from envs.evaluators.cached import CachedEvaluator, Served
+from envs.selection import ParameterSelectionEnv
+from envs.store import EvaluationStore
+from envs.task import Schedule, SelectionTask
+from envs.vector import SelectionVecEnv
+from rewards.errors import InputError
+from rewards.objective import AnchoredObjective, NotMeasuredError
+
+Show = Callable[[str, int], None]
+"""Told what is being measured, and how many distinct evaluations of it are there."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The ``evaluations`` entry of ``result.json``; see `CachedEvaluator` for what they mean."""
+
+    distinct: int
+    cached: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinalTable:
+    """The choice and both anchors, fine-tuned anew with another seed and measured on the test split.
+
+    Attributes:
+        selected: The chosen schedule's evaluation.
+        base: The untouched base model's.
+        full: Full fine-tuning's.
+        objective: Anchored at ``base`` and ``full``; None if full fine-tuning is no better than the base model here, so that
+            the axes mean nothing (``note`` says so).
+        note: Why there are no axes.
+    """
+
+    selected: Evaluation
+    base: Evaluation
+    full: Evaluation
+    objective: AnchoredObjective | None
+    note: str = ""
+
+    def axes(self, evaluation: Evaluation, preference: float) -> dict[str, float | None]:
+        """``quality``, ``privacy`` and ``utility`` of an evaluation of the table; nulls without an objective."""
+        return named_axes(self.objective, evaluation, preference)
+
+
+class Session:
+    """Evaluates on behalf of one run and keeps the books.
+
+    Args:
+        settings: Of the run.
+        bench: Its task.
+        store: Where evaluations are kept; belongs to the caller.
+        folder: Where they are listed.
+        show: Told about progress.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, bench: Workbench, store: EvaluationStore, folder: RunFolder, show: Show
+    ) -> None:
+        self.settings, self.bench, self.store, self.folder, self.show = settings, bench, store, folder, show
+        self.evaluations: dict[Schedule, Evaluation] = {}
+        self.evaluator = self._evaluator_of(bench.search, "search")
+        self.budgeted = BudgetedEvaluator(self.evaluator, settings.budget.evaluations)
+        self._evaluators = [self.evaluator]
+        try:
+            base, full = self._measure(self.evaluator, self._anchors())
+            self.objective = self.bench.objective.anchor(base.metrics, full.metrics)
+        except BaseException:
+            self.close()
+            raise
+        for name in self.objective.uncertain:
+            _log.warning("%s: full fine-tuning's 95 %% interval covers the other anchor; the axis may be noise", name)
+        # Anchors are no finds of the search, unless the search asks for them itself.
+        self.evaluations.clear()
+
+    def environment(self) -> SelectionVecEnv:
+        """``agent.rollout`` sub-environments that share the budget."""
+        settings, bench = self.settings, self.bench
+        env = SelectionVecEnv(
+            [
+                ParameterSelectionEnv(
+                    evaluator=self.budgeted,
+                    objective=self.objective,
+                    group_features=bench.group_features,
+                    group_feature_names=bench.group_feature_names,
+                    task_features=bench.task_features,
+                    preference=settings.preference,
+                    horizon=settings.horizon,
+                    failure_penalty=settings.reward.failure_penalty,
+                )
+                for _ in range(settings.agent.rollout)
+            ]
+        )
+        env.seed(settings.seed)
+        return env
+
+    def axes(self, evaluation: Evaluation) -> dict[str, float | None]:
+        """``quality``, ``privacy`` and ``utility`` of an evaluation of the search, at the run's preference."""
+        return named_axes(self.objective, evaluation, self.settings.preference)
+
+    def best(self) -> Evaluation:
+        """The measured schedule of highest utility at the run's preference; of equals, the one that trains least.
+
+        Raises:
+            InputError: If every evaluation failed.
+        """
+        scored = []
+        for schedule, evaluation in self.evaluations.items():
+            utility = self.axes(evaluation)["utility"]
+            if utility is not None:
+                scored.append((-utility, evaluation.trainable_parameters, schedule.key, evaluation))
+        if not scored:
+            failures = sorted({e.failure for e in self.evaluations.values()})
+            raise InputError(f"all {len(self.evaluations)} evaluations failed: {failures}", "mend the reason and resume")
+        return min(scored, key=lambda entry: entry[:3])[3]
+
+    def final_table(self, chosen: Schedule) -> FinalTable:
+        """Measures the choice and both anchors on the test split.
+
+        Raises:
+            InputError: If one of the three fails.
+        """
+        evaluator = self._evaluator_of(self.bench.final, "final table")
+        self._evaluators.append(evaluator)
+        try:
+            base, full, selected = self._measure(evaluator, [*self._anchors(), chosen])
+        finally:
+            evaluator.close()
+        try:
+            return FinalTable(selected, base, full, self.bench.objective.anchor(base.metrics, full.metrics))
+        except InputError as error:
+            _log.warning("the test split gives no axes: %s", error.what)
+            return FinalTable(selected, base, full, None, error.what)
+
+    def counts(self) -> Counts:
+        """Over the search, its anchors and the final table."""
+        each = self._evaluators
+        return Counts(
+            distinct=sum(e.distinct for e in each),
+            cached=sum(e.cached for e in each),
+            failed=sum(e.failed for e in each),
+            seconds=sum(e.seconds for e in each),
+        )
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self.evaluator.close()
+
+    def _anchors(self) -> list[Schedule]:
+        groups = len(self.bench.search.groups)
+        return [Schedule.constant([on] * groups) for on in (False, True)]
+
+    def _measure(self, evaluator: CachedEvaluator, schedules: Sequence[Schedule]) -> list[Evaluation]:
+        evaluations = evaluate_many(evaluator, schedules)
+        for evaluation in evaluations:
+            if evaluation.failure:
+                raise InputError(
+                    f"mask {evaluation.schedule.key} failed: {evaluation.failure}",
+                    "it is needed as a yardstick: lower inner.learning_rate or inner.batch_size",
+                )
+        return evaluations
+
+    def _evaluator_of(self, task: SelectionTask, what: str) -> CachedEvaluator:
+        def record(served: Served) -> None:
+            self.folder.record(served)
+            if task is self.bench.search:
+                self.evaluations.setdefault(served.evaluation.schedule, served.evaluation)
+            self.show(what, evaluator.distinct)
+
+        evaluator = CachedEvaluator(self.bench.make_evaluator(task), self.store, task, self.folder.id, record)
+        return evaluator
+
+
+def named_axes(
+    objective: AnchoredObjective | None, evaluation: Evaluation, preference: float
+) -> dict[str, float | None]:
+    """``quality``, ``privacy`` and ``utility``; nulls if there is no objective or a metric that it needs was not measured."""
+    try:
+        if objective is not None:
+            axes = objective.axes(evaluation.metrics)
+            return {**axes._asdict(), "utility": objective.utility(axes, preference)}
+    except NotMeasuredError:
+        pass
+    return {"quality": None, "privacy": None, "utility": None}

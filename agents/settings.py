@@ -1,0 +1,228 @@
+"""The composed configuration as checked, typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pydantic import TypeAdapter, ValidationError
+
+from envs.task import InnerBudget
+from rewards.errors import InputError
+from rewards.objective import Scalarization
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where data sets are looked for first; see `envs.datasets.load_dataset` for the other places."""
+
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """A data set and how it is split.
+
+    Attributes:
+        name: Of the data set.
+        size: Height and width in pixels.
+        train: Private images to fine-tune on.
+        heldout: Images that a search compares with.
+        test: Images that the final table compares with.
+        seed: Of the split.
+        radius: Near-duplicate radius, L2 / sqrt(CHW) on a [0, 1] scale; None for the default.
+        options: Of the data set's loader.
+    """
+
+    name: str
+    size: int
+    train: int
+    heldout: int
+    test: int
+    seed: int = 0
+    radius: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """A pipeline folder; None for the one that ships."""
+
+    name: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedSettings:
+    """A choice that has no settings of its own yet."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """How evaluations are computed.
+
+    Attributes:
+        name: ``finetune`` or ``synthetic``.
+        workers: Processes; None for one a GPU, or one a core without one. 0 evaluates in the main process.
+    """
+
+    name: str
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What is measured and how it becomes a number.
+
+    Attributes:
+        metrics: Everything measured in each evaluation of the search.
+        final_metrics: Everything measured on the test split in the end.
+        quality: Metrics of the quality axis.
+        privacy: Metrics of the privacy axis.
+        scalarization: ``chebyshev`` or ``weighted_sum``.
+        rho: Weight of the augmentation term of the Chebyshev scalarization.
+        failure_penalty: Reward of a failed evaluation.
+    """
+
+    metrics: list[str]
+    final_metrics: list[str]
+    quality: list[str]
+    privacy: list[str]
+    scalarization: Scalarization = "chebyshev"
+    rho: float = 0.05
+    failure_penalty: float = -1.0
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """PPO, sized for tens of evaluations rather than millions of steps.
+
+    Attributes:
+        name: ``ppo``.
+        rollout: Episodes between two updates, all evaluated at once.
+        learning_rate: Adam's.
+        epochs: Passes over a rollout.
+        clip_range: PPO's epsilon.
+        entropy: Coefficient of the entropy bonus.
+        value: Coefficient of the value loss.
+        max_episodes: Episodes after which a search ends even if the budget is not spent, as a multiple of the budget: a
+            policy that has made up its mind asks for the same masks again and again.
+        width: Of the policy's hidden layers.
+    """
+
+    name: str
+    rollout: int
+    learning_rate: float
+    epochs: int
+    clip_range: float
+    entropy: float
+    value: float
+    max_episodes: int
+    width: int
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """How many distinct inner fine-tunes the search may pay for (the two anchors come on top)."""
+
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Where evaluations are kept, for every run to use."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class FinalSettings:
+    """The last table: the chosen mask and both anchors, fine-tuned anew and measured on the test split.
+
+    Attributes:
+        images: Generated for each.
+        seed_offset: Added to the run's seed, so that the choice is not judged by the luck it was chosen by.
+    """
+
+    images: int
+    seed_offset: int
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """``images`` shows private images in figures and TensorBoard; by default they stay out of every file."""
+
+    images: bool = False
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything ``python -m agents.train`` is told."""
+
+    env: EnvSettings
+    data: DataSettings
+    backbone: BackboneSettings
+    method: NamedSettings
+    groups: NamedSettings
+    inner: InnerBudget
+    evaluator: EvaluatorSettings
+    reward: RewardSettings
+    agent: AgentSettings
+    budget: BudgetSettings
+    store: StoreSettings
+    final: FinalSettings
+    report: ReportSettings
+    preference: float
+    horizon: int
+    seed: int
+    run_dir: str
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.preference <= 1:
+            raise InputError(f"preference={self.preference}", "set it between 0 (quality only) and 1 (privacy only)")
+        if self.horizon < 1 or self.horizon > self.inner.steps:
+            raise InputError(f"horizon={self.horizon}", f"set it between 1 and inner.steps={self.inner.steps}")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}", "set it to 0 or more")
+        if self.budget.evaluations < 1:
+            raise InputError(f"budget.evaluations={self.budget.evaluations}", "set it to 1 or more")
+        if self.agent.rollout < 2:
+            raise InputError(f"agent.rollout={self.agent.rollout}", "set it to 2 or more: PPO normalises advantages")
+        if self.budget.evaluations < self.agent.rollout:
+            raise InputError(
+                f"budget.evaluations={self.budget.evaluations} fills no rollout of {self.agent.rollout} episodes",
+                "raise budget.evaluations or lower agent.rollout",
+            )
+        unmeasured = sorted({*self.reward.quality, *self.reward.privacy} - set(self.reward.metrics))
+        if unmeasured:
+            raise InputError(f"the reward uses {', '.join(unmeasured)}", "add it to reward.metrics")
+
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(config: DictConfig, schema: type[Settings]) -> Settings:
+    """Checks names, types and ranges of a composed configuration.
+
+    Pydantic does it rather than OmegaConf's structured configs, which cannot fill a frozen dataclass.
+
+    Raises:
+        InputError: With the key and what is wrong with it.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return TypeAdapter(schema).validate_python(values, extra="forbid")
+    except MissingMandatoryValue as error:
+        raise InputError(str(error).splitlines()[0], "give it on the command line as key=value") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from error
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{key}={first['input']!r}: {first['msg']}", "see --cfg job for every key") from error

@@ -1,0 +1,108 @@
+"""``python -m agents.train``: learns which layer groups to tune, and writes down the set it would choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from agents.callbacks import PolicyCurves, search_progress
+from agents.entry import entry_point
+from agents.export import ExportedPolicy, save_policy
+from agents.gallery import show_images
+from agents.report import write_report
+from agents.result import summarize
+from agents.run_folder import RunFolder
+from agents.search.ppo import learn
+from agents.session import Session
+from agents.settings import TrainSettings, read_settings
+from agents.workbench import Workbench, prepare
+from envs.store import EvaluationStore
+from rewards.errors import InputError
+
+
+@entry_point("train")
+def main(config: DictConfig) -> None:
+    """Trains a new run, or goes on with the one that ``resume=`` names."""
+    if config.resume is None:
+        folder, overrides = None, HydraConfig.get().overrides.task
+    else:
+        folder, config = _run_to_resume(config.resume)
+    settings = read_settings(config, TrainSettings)
+    bench = prepare(settings)
+    # Everything that can be wrong with the call has been looked at before a folder is made.
+    with closing(EvaluationStore(settings.store.path)) as store:
+        if folder is None:
+            task = f"{bench.search.env}-{bench.search.method}-{bench.search.id[:8]}"
+            folder = RunFolder.create(settings.run_dir, "train", task, config, overrides)
+        with folder:
+            print(f"run {folder.path}", flush=True)
+            summary = train(settings, bench, store, folder)
+    selected, axes = summary["selected"], summary["axes"]
+    print(
+        f"selected {', '.join(selected['groups']) or 'nothing'} ({selected['trainable_share']:.1%} of the parameters): "
+        f"quality {axes['quality']:.2f}, privacy {axes['privacy']:.2f}, utility {axes['utility']:.2f} on the test split\n"
+        f"report {folder.path / 'report.html'}"
+    )
+
+
+def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, folder: RunFolder) -> dict[str, Any]:
+    """Measures the anchors, searches, measures the choice on the test split, and writes the run folder.
+
+    Returns:
+        What ``result.json`` holds.
+    """
+    started = time.monotonic()
+    if bench.dataset is not None:
+        folder.write_data_check(bench.dataset)
+    totals = {"search": settings.budget.evaluations + 2, "final table": 3}
+    with _interruption_explained(folder), search_progress(totals) as show:
+        session = Session(settings, bench, store, folder, show)
+        with closing(session), closing(session.environment()) as env:
+            network = learn(
+                env,
+                settings.agent,
+                budget=settings.budget.evaluations,
+                seed=settings.seed,
+                tensorboard=folder.path / "tensorboard",
+                callback=PolicyCurves(bench.search.groups, session.evaluator),
+            )
+        best = session.best()
+        table = session.final_table(best.schedule)
+    policy = ExportedPolicy(
+        network,
+        bench.group_feature_names,
+        bench.task_feature_names,
+        trained_on=({"task": bench.search.id, "env": bench.search.env},),
+    )
+    save_policy(folder.path, policy)
+    choice = policy.choose(bench.group_features, bench.task_features, settings.preference)
+    summary = summarize(settings, bench, session, table, choice, seconds=time.monotonic() - started)
+    if settings.report.images:
+        show_images(folder.path, bench, best.schedule)
+    write_report(folder.path, summary, session)
+    folder.write_json("result.json", summary)
+    return summary
+
+
+def _run_to_resume(path: str) -> tuple[RunFolder, DictConfig]:
+    others = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
+    if others:
+        raise InputError(f"resume= together with {' '.join(others)}", "drop the rest: a run keeps its configuration")
+    return RunFolder.open(path, "train")
+
+
+@contextmanager
+def _interruption_explained(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"every finished evaluation is kept; go on with resume={folder.path}") from None
+
+
+if __name__ == "__main__":
+    main()

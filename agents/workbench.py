@@ -1,0 +1,195 @@
+"""From settings to the things that a search needs: tasks, features and evaluators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.settings import TrainSettings
+from envs.backbones import EMBEDDED
+from envs.backbones.latent import load_latent_backbone
+from envs.datasets import NEAR_DUPLICATE_RADIUS, prepare_dataset
+from envs.datasets.base import SplitDataset
+from envs.evaluators.base import Evaluator
+from envs.evaluators.finetune import FineTuneFactory
+from envs.evaluators.pool import PoolEvaluator, cores
+from envs.evaluators.synthetic import SyntheticEvaluator
+from envs.features import TASK_FEATURES, task_vector
+from envs.groups import GROUP_FEATURES, feature_matrix, find_groups
+from envs.methods import find_method
+from envs.task import SelectionTask
+from rewards.errors import InputError
+from rewards.objective import Objective
+from rewards.suite import Suite
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One task, ready to search.
+
+    Attributes:
+        search: The task as the search sees it: judged by the held-out split.
+        final: The same judged by the test split, with a seed and a sample size of its own.
+        group_features: ``(g, f)``, columns named by ``group_feature_names``.
+        task_features: ``(t,)``, entries named by ``task_feature_names``.
+        objective: What the search maximises, not yet anchored.
+        data: The ``data`` entry of ``result.json``.
+        dataset: The images; None for the synthetic evaluator.
+        make_factory: Builds, for a task, what works inside a worker; None for the synthetic evaluator.
+        make_evaluator: Builds the evaluator of a task; the caller closes it.
+    """
+
+    search: SelectionTask
+    final: SelectionTask
+    group_features: NDArray[np.float32]
+    group_feature_names: tuple[str, ...]
+    task_features: NDArray[np.float32]
+    task_feature_names: tuple[str, ...]
+    objective: Objective
+    data: dict[str, Any]
+    dataset: SplitDataset | None
+    make_factory: Callable[[SelectionTask], FineTuneFactory] | None
+    make_evaluator: Callable[[SelectionTask], Evaluator]
+
+
+def prepare(settings: TrainSettings) -> Workbench:
+    """Loads and checks everything before anything is trained or written.
+
+    Raises:
+        InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
+    """
+    if settings.evaluator.name == "synthetic":
+        return _synthetic(settings)
+    if settings.evaluator.name != "finetune":
+        raise InputError(f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune or synthetic")
+    find_method(settings.method.name)
+    for metrics in (settings.reward.metrics, settings.reward.final_metrics):
+        Suite(metrics)
+    env = settings.env
+    dataset = prepare_dataset(
+        env.name,
+        root=Path(settings.data.root) if settings.data.root else None,
+        size=env.size,
+        train=env.train,
+        heldout=env.heldout,
+        test=env.test,
+        seed=env.seed,
+        radius=NEAR_DUPLICATE_RADIUS if env.radius is None else env.radius,
+        options=env.options,
+    )
+    path = Path(settings.backbone.path) if settings.backbone.path else EMBEDDED
+    backbone = load_latent_backbone(path, name=settings.backbone.name, device=torch.device("cpu"))
+    if backbone.image_size != env.size:
+        raise InputError(
+            f"env.size={env.size} but the backbone makes {backbone.image_size} px images",
+            f"set env.size={backbone.image_size}",
+        )
+    groups = find_groups(backbone.denoiser, settings.groups.name)
+    find_method(settings.method.name)(backbone.denoiser, groups)
+    search = SelectionTask(
+        env=env.name,
+        split_sha256=dataset.split_sha256,
+        backbone=settings.backbone.name,
+        backbone_sha256=backbone.sha256,
+        method=settings.method.name,
+        scheme=settings.groups.name,
+        groups=tuple(group.name for group in groups),
+        inner=settings.inner,
+        metrics=tuple(settings.reward.metrics),
+        seed=settings.seed,
+    )
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
+    workers = settings.evaluator.workers
+    if workers is None:
+        workers = len(devices) if devices[0] != "cpu" else cores()
+
+    def make_factory(task: SelectionTask) -> FineTuneFactory:
+        return FineTuneFactory(task, dataset, path, devices)
+
+    def make_evaluator(task: SelectionTask) -> Evaluator:
+        return PoolEvaluator(make_factory(task), workers, task.groups)
+
+    return Workbench(
+        search=search,
+        final=_final(search, settings),
+        group_features=feature_matrix(groups),
+        group_feature_names=GROUP_FEATURES,
+        task_features=task_vector(len(dataset.train), settings.inner),
+        task_feature_names=TASK_FEATURES,
+        objective=_objective(settings),
+        data={
+            "source": dataset.card.source,
+            "licence": dataset.card.licence,
+            "train": len(dataset.train),
+            "heldout": len(dataset.heldout),
+            "test": len(dataset.test),
+            "split_sha256": dataset.split_sha256,
+            "synthetic": dataset.card.synthetic,
+        },
+        dataset=dataset,
+        make_factory=make_factory,
+        make_evaluator=make_evaluator,
+    )
+
+
+def _objective(settings: TrainSettings) -> Objective:
+    reward = settings.reward
+    return Objective(tuple(reward.quality), tuple(reward.privacy), reward.scalarization, reward.rho)
+
+
+def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
+    judge: Literal["test"] = "test"
+    return dataclasses.replace(
+        search,
+        judge=judge,
+        seed=search.seed + settings.final.seed_offset,
+        metrics=tuple(settings.reward.final_metrics),
+        inner=dataclasses.replace(search.inner, images=settings.final.images),
+    )
+
+
+def _synthetic(settings: TrainSettings) -> Workbench:
+    """Invented numbers in microseconds: to try the machinery, never to learn anything about a data set."""
+    names = tuple(f"group {i}" for i in range(8))
+    evaluator = SyntheticEvaluator(names, seed=settings.seed)
+    search = SelectionTask(
+        env="synthetic",
+        split_sha256="",
+        backbone="synthetic",
+        backbone_sha256="",
+        method=settings.method.name,
+        scheme="synthetic",
+        groups=names,
+        inner=settings.inner,
+        metrics=("kid", "membership"),
+        seed=settings.seed,
+    )
+    share = np.asarray(evaluator.parameters) / sum(evaluator.parameters)
+    return Workbench(
+        search=search,
+        final=dataclasses.replace(_final(search, settings), metrics=search.metrics),
+        group_features=np.column_stack([np.linspace(0, 1, len(names)), share]).astype(np.float32),
+        group_feature_names=("depth", "share"),
+        task_features=task_vector(settings.env.train, settings.inner),
+        task_feature_names=TASK_FEATURES,
+        objective=_objective(settings),
+        data={
+            "source": "none: closed-form numbers for trying the machinery",
+            "licence": "none",
+            "train": 0,
+            "heldout": 0,
+            "test": 0,
+            "split_sha256": "",
+            "synthetic": True,
+        },
+        dataset=None,
+        make_factory=None,
+        make_evaluator=lambda task: SyntheticEvaluator(names, seed=settings.seed),
+    )

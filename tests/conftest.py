@@ -1,0 +1,20 @@
+"""Fixtures that more than one package's tests need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images. Without it the test is skipped, except in CI, where that is a failure."""
+    folder = os.environ.get("MEMCONTROL_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    reason = "MEMCONTROL_DATA does not point at the folder of real images"
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI a test on real images must run: {reason}")
+    pytest.skip(reason)

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from envs.evaluators.base import Evaluation
+from envs.evaluators.budget import BudgetedEvaluator, BudgetSpent
+from envs.evaluators.synthetic import SyntheticEvaluator
+from envs.selection import ParameterSelectionEnv, make_env
+from envs.task import Schedule
+from envs.vector import SelectionVecEnv
+
+GROUPS = tuple(f"group {i}" for i in range(8))
+
+
+class Batches:
+    """A synthetic evaluator that remembers each call, and answers last things first."""
+
+    def __init__(self) -> None:
+        self.inner = SyntheticEvaluator(GROUPS, failures={Schedule.from_key("11111111"): "killed by SIGKILL"})
+        self.calls: list[list[Schedule]] = []
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.inner.groups
+
+    def evaluate_iter(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, Evaluation]]:
+        self.calls.append(list(schedules))
+        for index in reversed(range(len(schedules))):
+            yield index, self.inner.evaluate(schedules[index])
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def sub_environments(evaluator: Any, count: int, **settings: Any) -> list[ParameterSelectionEnv]:
+    made = make_env()
+    shared = {
+        "evaluator": evaluator,
+        "objective": made.objective,
+        "group_features": made.observation()["groups"],
+        "group_feature_names": made.group_feature_names,
+        "task_features": made.observation()["task"],
+    }
+    return [make_env(**shared | settings) for _ in range(count)]
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_behaves_like_sb3s_own_vector_environment(horizon: int) -> None:
+    ours = SelectionVecEnv(sub_environments(Batches(), 5, horizon=horizon))
+    theirs = DummyVecEnv([lambda env=env: Monitor(env) for env in sub_environments(Batches(), 5, horizon=horizon)])  # type: ignore[misc]
+    for vector in (ours, theirs):
+        vector.seed(11)
+    same(ours.reset(), theirs.reset())
+    rng = np.random.default_rng(0)
+    for step in range(1, 10):
+        actions = rng.integers(0, 2, (5, 8), dtype=np.int8)
+        actions[3] = 1
+        (observations, rewards, dones, infos), expected = ours.step(actions), theirs.step(actions)
+        same(observations, expected[0])
+        assert rewards.dtype == expected[1].dtype
+        assert rewards.tolist() == expected[1].tolist()
+        assert dones.tolist() == expected[2].tolist() == [step % horizon == 0] * 5
+        for info, expected_info in zip(infos, expected[3], strict=True):
+            assert info.keys() == expected_info.keys()
+            assert ("episode" in info) == (step % horizon == 0)
+            if "episode" in info:
+                same(info.pop("terminal_observation"), expected_info.pop("terminal_observation"))
+                monitored = expected_info.pop("episode")
+                episode = info.pop("episode")
+                assert (round(episode["r"], 6), episode["l"]) == (monitored["r"], monitored["l"])
+                assert episode.keys() == {"r", "l"}
+            assert info == expected_info
+
+
+def same(ours: Any, theirs: Any) -> None:
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert ours[key].dtype == theirs[key].dtype
+        assert np.array_equal(ours[key], theirs[key]), key
+
+
+def test_all_schedules_of_a_step_go_into_one_call() -> None:
+    evaluator = Batches()
+    vector = SelectionVecEnv(sub_environments(evaluator, 4, horizon=2))
+    vector.reset()
+    actions = np.eye(4, 8, dtype=np.int8)
+    vector.step(actions)
+    assert evaluator.calls == []
+    vector.step(1 - actions)
+    assert [[schedule.key for schedule in call] for call in evaluator.calls] == [
+        [f"{first}/{second}" for first, second in zip(bits(actions), bits(1 - actions), strict=True)]
+    ]
+
+
+def bits(actions: np.ndarray[Any, Any]) -> list[str]:
+    return ["".join(map(str, row)) for row in actions.tolist()]
+
+
+def test_what_was_returned_does_not_change_later() -> None:
+    vector = SelectionVecEnv(sub_environments(Batches(), 2, horizon=2))
+    before = vector.reset()
+    assert isinstance(before, dict)
+    after = vector.step(np.ones((2, 8), np.int8))[0]
+    assert not before["chosen"].any()
+    assert isinstance(after, dict)
+    assert after["chosen"][:, 0].all()
+
+
+def test_a_spent_budget_comes_out_of_step() -> None:
+    evaluator = Batches()
+    vector = SelectionVecEnv(sub_environments(BudgetedEvaluator(evaluator, 3), 2))
+    vector.reset()
+    vector.step(np.eye(2, 8, dtype=np.int8))
+    with pytest.raises(BudgetSpent):
+        vector.step(np.eye(4, 8, dtype=np.int8)[2:])
+    assert [len(call) for call in evaluator.calls] == [2, 1], "what the budget had room for was evaluated"
+
+
+def test_sub_environments_can_be_reached() -> None:
+    vector = SelectionVecEnv(sub_environments(Batches(), 3))
+    assert vector.get_attr("horizon") == [1, 1, 1]
+    vector.set_attr("failure_penalty", -2.0, indices=[1])
+    assert vector.get_attr("failure_penalty") == [-1.0, -2.0, -1.0]
+    vector.env_method("reset", seed=3, indices=[0, 2])
+    first, _, third = vector.env_method("observation")
+    same(first, third)
+    assert vector.env_is_wrapped(Monitor) == [False] * 3
+    vector.close()
+
+
+def test_sub_environments_must_fit_together() -> None:
+    evaluator = Batches()
+    one, other = sub_environments(evaluator, 1)[0], sub_environments(Batches(), 1)[0]
+    with pytest.raises(ValueError, match="share one evaluator"):
+        SelectionVecEnv([one, other])
+    with pytest.raises(ValueError, match="distinct objects"):
+        SelectionVecEnv([one, one])
+    with pytest.raises(ValueError, match="one observation space"):
+        SelectionVecEnv([one, *sub_environments(evaluator, 1, horizon=2)])
+
+
+def test_ppo_learns_on_it_and_is_reproducible() -> None:
+    """Twice the same, and better than chance: the mean of the last rewards beats that of the first."""
+
+    def train() -> tuple[list[float], list[float]]:
+        vector = SelectionVecEnv(sub_environments(SyntheticEvaluator(GROUPS), 16, preference=0.5))
+        model = PPO("MultiInputPolicy", vector, n_steps=16, batch_size=64, learning_rate=3e-3, gamma=1.0, seed=0)
+        means: list[float] = []
+        for _ in range(10):
+            model.learn(256, reset_num_timesteps=False)
+            assert model.ep_info_buffer is not None
+            means.append(statistics.fmean(info["r"] for info in model.ep_info_buffer))
+        return means, model.policy.state_dict()["action_net.bias"].tolist()
+
+    means, bias = train()
+    assert means[-1] > means[0] + 0.05
+    assert train() == (means, bias)
+
+
+def test_the_environment_costs_at_most_a_millisecond_a_step() -> None:
+    vector = SelectionVecEnv(sub_environments(SyntheticEvaluator(GROUPS), 64))
+    vector.reset()
+    actions = np.random.default_rng(0).integers(0, 2, (50, 64, 8), dtype=np.int8)
+    times = []
+    for action in actions:
+        started = time.perf_counter()
+        vector.step(action)
+        times.append((time.perf_counter() - started) / 64)
+    assert statistics.median(times) < 1e-3
