@@ -22,8 +22,8 @@ USAGE, INTERRUPTED = 2, 130
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes a Hydra application of ``task(config)`` with the exit codes of the contract.
 
-    0 done; 2 and one line ``error: <what> — <what to do>`` for `InputError` and for overrides that Hydra refuses; 130 after
-    Ctrl-C or SIGTERM. Anything else is a bug and keeps its traceback.
+    0 done; 2 and one line ``error: <what> — <what to do>`` for `InputError` and for overrides that Hydra refuses; 130
+    after Ctrl-C or SIGTERM. Anything else is a bug and keeps its traceback.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -77,4 +77,3 @@ def _one_line(error: BaseException) -> str:
     """Hydra's message without where it looked."""
     lines = [line.strip() for line in str(error).split("Config search path")[0].splitlines() if line.strip()]
     return " ".join(lines).replace("\t", ", ")[:300] or type(error).__name__
-

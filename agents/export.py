@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +73,10 @@ def save_policy(folder: Path, policy: ExportedPolicy) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.network.state_dict().items()}
     partial = folder / ".policy.safetensors.partial"
     save_file(weights, partial)
-    os.replace(partial, folder / "policy.safetensors")
+    partial.replace(folder / "policy.safetensors")
     partial = folder / ".policy.json.partial"
     partial.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "policy.json")
+    partial.replace(folder / "policy.json")
 
 
 def load_policy(folder: str | Path) -> ExportedPolicy:

@@ -16,7 +16,7 @@ from rewards.features import embedding
 from rewards.neighbors import nearest_neighbors
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from matplotlib import pyplot as plt
 
 _PAIRS = 24
 
@@ -32,9 +32,7 @@ def show_images(folder: Path, bench: Workbench, schedule: Schedule) -> None:
     generated, train = evaluator.images(schedule), bench.dataset.train.images
     pixels = embedding("pixels")
     as_tensor = [torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() for images in (generated, train)]
-    found = nearest_neighbors(
-        pixels(as_tensor[0]), pixels(as_tensor[1]), flipped_gallery=pixels(as_tensor[1].flip(-1))
-    )
+    found = nearest_neighbors(pixels(as_tensor[0]), pixels(as_tensor[1]), flipped_gallery=pixels(as_tensor[1].flip(-1)))
     order = found.distances[:, 0].argsort()[:_PAIRS].tolist()
     pairs = [(generated[i], train[int(found.indices[i, 0])], float(found.distances[i, 0])) for i in order]
     (folder / "figures").mkdir(exist_ok=True)

@@ -39,11 +39,12 @@ class TokenLayout:
 def tokens(observation: Mapping[str, Tensor]) -> Tensor:
     """One token a group, ``(batch, groups, layout.token)``.
 
-    What was chosen in earlier phases enters as the last phase's bit and the mean over all phases, so that the token does not
-    grow with the horizon.
+    What was chosen in earlier phases enters as the last phase's bit and the mean over all phases, so that the token does
+    not grow with the horizon.
 
     Args:
-        observation: ``groups`` (b, g, f), ``task`` (b, t), ``preference`` (b, 1), ``progress`` (b, 1) and ``chosen`` (b, h, g).
+        observation: ``groups`` (b, g, f), ``task`` (b, t), ``preference`` (b, 1), ``progress`` (b, 1) and ``chosen``
+            (b, h, g).
     """
     groups, chosen, progress = observation["groups"], observation["chosen"].float(), observation["progress"]
     horizon = chosen.shape[1]
@@ -58,15 +59,17 @@ def tokens(observation: Mapping[str, Tensor]) -> Tensor:
 class SelectionNetwork(nn.Module):
     """Deep sets (Zaheer et al., arXiv 1703.06114): shared weights for all tokens, no positions.
 
-    A group's logit depends on its own token and on the mean over all; the value on the mean alone. So the network runs on any
-    number of groups, and reordering the groups reorders the logits.
+    A group's logit depends on its own token and on the mean over all; the value on the mean alone. So the network runs on
+    any number of groups, and reordering the groups reorders the logits.
     """
 
     def __init__(self, layout: TokenLayout) -> None:
         super().__init__()
         self.layout = layout
         width = layout.width
-        self.embed = nn.Sequential(nn.Linear(layout.token, width), _ACTIVATION(), nn.Linear(width, width), _ACTIVATION())
+        self.embed = nn.Sequential(
+            nn.Linear(layout.token, width), _ACTIVATION(), nn.Linear(width, width), _ACTIVATION()
+        )
         self.actor = nn.Sequential(nn.Linear(2 * width, width), _ACTIVATION())
         self.critic = nn.Sequential(nn.Linear(width, width), _ACTIVATION())
         self.logit = nn.Sequential(nn.Linear(width, 1), nn.Flatten(start_dim=1))
@@ -76,8 +79,9 @@ class SelectionNetwork(nn.Module):
                 nn.init.orthogonal_(module.weight, gain=2**0.5)
                 nn.init.zeros_(module.bias)
         # Every group starts near a fair coin: the first rollout explores.
-        nn.init.orthogonal_(self.logit[0].weight, gain=0.01)
-        nn.init.orthogonal_(self.value.weight, gain=1.0)
+        for layer, gain in ((self.logit[0], 0.01), (self.value, 1.0)):
+            assert isinstance(layer, nn.Linear)
+            nn.init.orthogonal_(layer.weight, gain=gain)
 
     def actor_latent(self, token: Tensor) -> Tensor:
         """``(batch, groups, token)`` to ``(batch, groups, width)``."""
@@ -135,7 +139,12 @@ class GroupTokenPolicy(ActorCriticPolicy):
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, action_space: spaces.MultiBinary, lr_schedule: LearningRate, width: int, **kwargs: Any
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.MultiBinary,
+        lr_schedule: LearningRate,
+        width: int,
+        **kwargs: Any,
     ) -> None:
         groups, task = observation_space["groups"], observation_space["task"]
         assert groups.shape is not None
@@ -152,6 +161,7 @@ class GroupTokenPolicy(ActorCriticPolicy):
 
     @property
     def network(self) -> SelectionNetwork:
+        """What is trained and exported."""
         assert isinstance(self.mlp_extractor, _Latents)
         return self.mlp_extractor.network
 

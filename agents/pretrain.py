@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -17,7 +16,8 @@ from agents.settings import read_settings
 from envs.backbones.latent import load_latent_backbone
 from envs.backbones.pretrain.autoencoder import AutoencoderSettings, train_autoencoder
 from envs.backbones.pretrain.card import draw_samples, measure, write_card
-from envs.backbones.pretrain.denoiser import DenoiserSettings, build_scheduler, train_denoiser
+from envs.backbones.pretrain.denoiser import DenoiserSettings, train_denoiser
+from envs.backbones.pretrain.pipeline import save_pipeline, scale_latents
 from envs.backbones.pretrain.stream import PublicImages, Stream
 from envs.backbones.pretrain.text import build_tokenizer, phantom_captions
 from rewards.errors import InputError
@@ -59,23 +59,11 @@ def main(config: DictConfig) -> None:
     varied = Stream(public, seed=settings.autoencoder.seed, photographs=0.4, colour=0.4, zoom=1.4)
     autoencoder = train_autoencoder(varied, settings.autoencoder, work)
     plain = Stream(public, seed=settings.denoiser.seed, photographs=0.5, zoom=1.1)
-    with torch.inference_mode():
-        modes = [autoencoder.encode(plain.batch(i, 50)[0]).latent_dist.mode() for i in range(10)]
-    autoencoder.register_to_config(scaling_factor=1 / float(torch.cat(modes).std()))
+    scale_latents(autoencoder, plain)
 
     tokenizer = build_tokenizer([*public.train_captions, *phantom_captions()])
     denoiser = train_denoiser(plain, autoencoder, tokenizer, settings.denoiser, work)
-    pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=denoiser.text_encoder,
-        tokenizer=tokenizer,
-        unet=denoiser.unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(out, safe_serialization=True)
+    save_pipeline(autoencoder, tokenizer, denoiser, out)
 
     backbone = load_latent_backbone(out, name="embedded", device=torch.device("cpu"))
     unseen = {"adult X-rays, held-out patients": public.heldout}

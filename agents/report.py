@@ -12,7 +12,7 @@ import matplotlib
 from agents.session import Session
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be chosen first)
+from matplotlib import pyplot as plt
 
 
 def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Path:
@@ -62,7 +62,9 @@ def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
     """Every measured mask on both axes, and how the best utility grew."""
     found = [(e, session.axes(e)) for e in session.evaluations.values()]
     measured = [(evaluation, axes) for evaluation, axes in found if axes["utility"] is not None]
-    quality, privacy, utility = ([float(axes[k] or 0) for _, axes in measured] for k in ("quality", "privacy", "utility"))
+    quality, privacy, utility = (
+        [float(axes[k] or 0) for _, axes in measured] for k in ("quality", "privacy", "utility")
+    )
     figure, (plane, curve) = plt.subplots(1, 2, figsize=(10, 4.2))
     points = plane.scatter(quality, privacy, c=[e.trainable_share for e, _ in measured], cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(points, ax=plane, label="share of the parameters that may learn")
@@ -70,13 +72,17 @@ def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
     plane.annotate("base", (0, 1), textcoords="offset points", xytext=(4, -10), fontsize=8)
     plane.annotate("full", (1, 0), textcoords="offset points", xytext=(-22, 4), fontsize=8)
     chosen = summary["selected"]["search"]["axes"]
-    plane.scatter([chosen["quality"]], [chosen["privacy"]], s=160, facecolors="none", edgecolors="crimson", linewidths=2)
+    plane.scatter(
+        [chosen["quality"]], [chosen["privacy"]], s=160, facecolors="none", edgecolors="crimson", linewidths=2
+    )
     plane.set(xlabel="quality (0 base, 1 full fine-tuning)", ylabel="privacy (0 full fine-tuning, 1 held-out null)")
     plane.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title="masks measured (circle: chosen)")
     best = [max(utility[: i + 1]) for i in range(len(utility))]
     curve.plot(range(1, len(utility) + 1), utility, ".", color="0.6", label="each")
     curve.step(range(1, len(best) + 1), best, where="post", color="crimson", label="best so far")
-    curve.set(xlabel="distinct masks measured", ylabel=f"utility at preference {summary['preference']:g}", title="search")
+    curve.set(
+        xlabel="distinct masks measured", ylabel=f"utility at preference {summary['preference']:g}", title="search"
+    )
     curve.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

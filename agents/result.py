@@ -19,7 +19,16 @@ from envs.task import Mask
 from rewards.measurement import Measurement
 
 SCHEMA = 1
-_PACKAGES = ("memcontrol", "torch", "diffusers", "transformers", "stable-baselines3", "gymnasium", "torchmetrics", "numpy")
+_PACKAGES = (
+    "memcontrol",
+    "torch",
+    "diffusers",
+    "transformers",
+    "stable-baselines3",
+    "gymnasium",
+    "torchmetrics",
+    "numpy",
+)
 
 
 def summarize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,7 +32,9 @@ class RunFolder:
         self._evaluations: IO[str] | None = None
 
     @classmethod
-    def create(cls, run_dir: str | Path, job: str, task: str, config: DictConfig, overrides: Sequence[str]) -> RunFolder:
+    def create(
+        cls, run_dir: str | Path, job: str, task: str, config: DictConfig, overrides: Sequence[str]
+    ) -> RunFolder:
         """Makes a new folder and writes the configuration into its ``.hydra``.
 
         Raises:
@@ -66,6 +67,7 @@ class RunFolder:
 
     @property
     def id(self) -> str:
+        """The folder's name."""
         return self.path.name
 
     def __enter__(self) -> RunFolder:
@@ -97,7 +99,7 @@ class RunFolder:
         path = self.path / name
         partial = path.with_name(f".{name}.partial")
         partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
         return path
 
     def write_data_check(self, dataset: SplitDataset) -> None:

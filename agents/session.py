@@ -43,8 +43,8 @@ class FinalTable:
         selected: The chosen schedule's evaluation.
         base: The untouched base model's.
         full: Full fine-tuning's.
-        objective: Anchored at ``base`` and ``full``; None if full fine-tuning is no better than the base model here, so that
-            the axes mean nothing (``note`` says so).
+        objective: Anchored at ``base`` and ``full``; None if full fine-tuning is no better than the base model here, so
+            that the axes mean nothing (``note`` says so).
         note: Why there are no axes.
     """
 
@@ -127,7 +127,9 @@ class Session:
                 scored.append((-utility, evaluation.trainable_parameters, schedule.key, evaluation))
         if not scored:
             failures = sorted({e.failure for e in self.evaluations.values()})
-            raise InputError(f"all {len(self.evaluations)} evaluations failed: {failures}", "mend the reason and resume")
+            raise InputError(
+                f"all {len(self.evaluations)} evaluations failed: {failures}", "mend the reason and resume"
+            )
         return min(scored, key=lambda entry: entry[:3])[3]
 
     def final_table(self, chosen: Schedule) -> FinalTable:
@@ -190,7 +192,7 @@ class Session:
 def named_axes(
     objective: AnchoredObjective | None, evaluation: Evaluation, preference: float
 ) -> dict[str, float | None]:
-    """``quality``, ``privacy`` and ``utility``; nulls if there is no objective or a metric that it needs was not measured."""
+    """``quality``, ``privacy`` and ``utility``; nulls without an objective or a metric that it needs."""
     try:
         if objective is not None:
             axes = objective.axes(evaluation.metrics)

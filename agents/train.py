@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
     selected, axes = summary["selected"], summary["axes"]
     print(
         f"selected {', '.join(selected['groups']) or 'nothing'} ({selected['trainable_share']:.1%} of the parameters): "
-        f"quality {axes['quality']:.2f}, privacy {axes['privacy']:.2f}, utility {axes['utility']:.2f} on the test split\n"
+        f"{', '.join(f'{name} {_or_none(value)}' for name, value in axes.items())} on the test split\n"
         f"report {folder.path / 'report.html'}"
     )
 
@@ -87,6 +87,10 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
     write_report(folder.path, summary, session)
     folder.write_json("result.json", summary)
     return summary
+
+
+def _or_none(value: float | None) -> str:
+    return "not measurable" if value is None else f"{value:.2f}"
 
 
 def _run_to_resume(path: str) -> tuple[RunFolder, DictConfig]:

@@ -1,0 +1,1 @@
+"""Hydra's configuration; a package so that it travels in the wheel."""

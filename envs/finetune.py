@@ -104,7 +104,7 @@ def _train_phase(
 def _draws(
     data: TrainingSet, budget: InnerBudget, timesteps: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Endless ``(latents, states, noise, t)``: shuffled passes over the images, drawn on the CPU whatever the device."""
+    """Endless ``(latents, states, noise, t)`` in shuffled passes over the images, drawn on the CPU on any device."""
     generator = torch_generator(seed, "finetune")
     n, device = len(data.latents), data.latents.device
     order = torch.empty(0, dtype=torch.long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def generate(
 ) -> NDArray[np.uint8]:
     """One image for each row of ``states``, uint8 RGB ``(n, height, width, 3)``.
 
-    The starting noise of image i depends on ``seed`` and i alone, so every mask is sampled from the same noise.
+    All noise of image i depends on ``seed`` and i alone, so every mask is sampled from the same noise.
 
     Args:
         backbone: With the denoiser in the state to sample from.
@@ -37,13 +38,15 @@ def generate(
         guidance_scale: 1 for none; above 1, classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
         seed: Names the noise.
     """
-    generator = torch_generator(seed, "generate")
-    noise = torch.randn((len(states), *backbone.latent_shape), generator=generator).to(backbone.device)
+    generators = [torch_generator(seed, "generate", i) for i in range(len(states))]
+    noise = torch.stack([torch.randn(backbone.latent_shape, generator=g) for g in generators]).to(backbone.device)
     latents = []
     for start in range(0, len(states), _CHUNK):
         # A scheduler keeps a step counter and, some of them, past outputs: every chunk needs its own.
         scheduler = copy.deepcopy(backbone.scheduler)
         scheduler.set_timesteps(steps, device=backbone.device)
+        takes_noise = "generator" in inspect.signature(scheduler.step).parameters
+        drawn = {"generator": generators[start : start + _CHUNK]} if takes_noise else {}
         x = noise[start : start + _CHUNK] * scheduler.init_noise_sigma
         condition = states[start : start + _CHUNK]
         if guidance_scale > 1:
@@ -55,6 +58,6 @@ def generate(
                 prediction = unconditional + guidance_scale * (conditional - unconditional)
             else:
                 prediction = backbone.predict(scaled, t, condition)
-            x = scheduler.step(prediction, t, x, return_dict=False)[0]
+            x = scheduler.step(prediction, t, x, return_dict=False, **drawn)[0]
         latents.append(x)
     return backbone.decode_latents(torch.cat(latents))

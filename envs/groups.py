@@ -47,8 +47,7 @@ class LayerGroup:
     def parameters_in(self, denoiser: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """``(dotted name in the denoiser, parameter)`` of everything covered."""
         for prefix in self.modules:
-            for name, parameter in denoiser.get_submodule(prefix).named_parameters(prefix=prefix):
-                yield name, parameter
+            yield from denoiser.get_submodule(prefix).named_parameters(prefix=prefix)
 
 
 def find_groups(denoiser: nn.Module, scheme: str) -> tuple[LayerGroup, ...]:
@@ -93,10 +92,10 @@ def feature_matrix(groups: Sequence[LayerGroup]) -> NDArray[np.float32]:
 def _blocks(unet: nn.Module) -> tuple[LayerGroup, ...]:
     """Each block of the UNet. What is too small for a toggle of its own goes with its neighbour in the forward pass.
 
-    The input convolution and the embeddings of time and class make one group; the output convolution belongs to the last
-    up block. So a UNet of three levels has 8 toggles, few enough to measure all 256 masks.
+    The input convolution and the embeddings of time and class make one group; the output convolution belongs to the
+    last up block. So a UNet of three levels has 8 toggles, few enough to measure all 256 masks.
     """
-    levels = len(unet.down_blocks)
+    levels = len(list(unet.get_submodule("down_blocks").children()))
     stem = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
     drafts = [("input", tuple(name for name in stem if _has(unet, name)), "input", 0)]
     drafts += [(f"down_blocks.{i}", (f"down_blocks.{i}",), "down", i) for i in range(levels)]
@@ -124,73 +123,6 @@ def _has(unet: nn.Module, name: str) -> bool:
 
 def _channels(module: nn.Module) -> int:
     return max(m.out_channels for m in module.modules() if isinstance(m, nn.Conv2d))
-
-
-SCHEMES:
-        raise InputError(f"groups={scheme} is no group scheme", f"choose among {', '.join(sorted(SCHEMES))}")
-    if not all(hasattr(denoiser, part) for part in ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")):
-        raise InputError(f"a {type(denoiser).__name__} has no UNet blocks", "use a pipeline with a diffusers UNet")
-    groups = SCHEMES[scheme](denoiser)
-    covered = sum(group.parameters for group in groups)
-    total = sum(parameter.numel() for parameter in denoiser.parameters())
-    if covered != total:
-        raise ValueError(f"scheme {scheme} covers {covered} of {total} parameters of {type(denoiser).__name__}")
-    return groups
-
-
-def feature_matrix(groups: Sequence[LayerGroup]) -> NDArray[np.float32]:
-    """One row of `GROUP_FEATURES` a group; logarithms are scaled to stay within about [0, 1]."""
-    total = sum(group.parameters for group in groups)
-    rows = [
-        (
-            group.depth,
-            *(float(group.kind == kind) for kind in KINDS),
-            group.resolution,
-            np.log10(group.channels) / 4,
-            np.log10(max(group.parameters, 1)) / 9,
-            group.parameters / total,
-        )
-        for group in groups
-    ]
-    return np.asarray(rows, dtype=np.float32)
-
-
-def _blocks(unet: nn.Module) -> tuple[LayerGroup, ...]:
-    """Each block of the UNet. What is too small for a toggle of its own goes with its neighbour in the forward pass.
-
-    The input convolution and the embeddings of time and class make one group; the output convolution belongs to the last
-    up block. So a UNet of three levels has 8 toggles, few enough to measure all 256 masks.
-    """
-    levels = len(unet.down_blocks)
-    stem = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
-    drafts = [("input", tuple(name for name in stem if _has(unet, name)), "input", 0)]
-    drafts += [(f"down_blocks.{i}", (f"down_blocks.{i}",), "down", i) for i in range(levels)]
-    drafts.append(("mid_block", ("mid_block",), "mid", levels - 1))
-    for i in range(levels):
-        head = tuple(n for n in ("conv_norm_out", "conv_out") if _has(unet, n)) if i == levels - 1 else ()
-        drafts.append((f"up_blocks.{i}", (f"up_blocks.{i}", *head), "up", levels - 1 - i))
-    return tuple(
-        LayerGroup(
-            name=name,
-            modules=modules,
-            kind=kind,
-            depth=i / (len(drafts) - 1),
-            resolution=0.5**level,
-            channels=_channels(unet.get_submodule(modules[0])),
-            parameters=sum(p.numel() for m in modules for p in unet.get_submodule(m).parameters()),
-        )
-        for i, (name, modules, kind, level) in enumerate(drafts)
-    )
-
-
-def _has(unet: nn.Module, name: str) -> bool:
-    return isinstance(getattr(unet, name, None), nn.Module)
-
-
-def _channels(module: nn.Module) -> int:
-    widths = [m.out_channels for m in module.modules() if isinstance(m, nn.Conv2d)]
-    widths += [m.out_features for m in module.modules() if isinstance(m, nn.Linear)] if not widths else []
-    return int(widths[-1])
 
 
 SCHEMES: dict[str, Callable[[nn.Module], tuple[LayerGroup, ...]]] = {"blocks": _blocks}

@@ -14,7 +14,7 @@ Mask = tuple[bool, ...]
 """One toggle for each layer group, in the task's order: True means that the group may learn."""
 
 CODE_VERSION = 1
-"""Goes into every task's id. Raise it when a change moves the numbers of an evaluation, so that no old one is reused."""
+"""Part of every task's id: raise it when a change moves the numbers of an evaluation, so that no old one is reused."""
 
 
 @dataclass(frozen=True, order=True)
@@ -29,6 +29,7 @@ class Schedule:
 
     @classmethod
     def constant(cls, mask: Iterable[bool | int]) -> Schedule:
+        """One mask for the whole fine-tune."""
         return cls((tuple(bool(bit) for bit in mask),))
 
     @classmethod
@@ -43,6 +44,7 @@ class Schedule:
 
     @property
     def learns(self) -> bool:
+        """True if some group is on in some phase."""
         return any(any(mask) for mask in self.phases)
 
 
@@ -90,7 +92,7 @@ class InnerBudget:
 
 @dataclass(frozen=True)
 class SelectionTask:
-    """Backbone x data x method x group scheme x inner budget x seed: everything an evaluation depends on but the schedule.
+    """Everything an evaluation depends on but the schedule: backbone, data, method, groups, inner budget and seed.
 
     Attributes:
         env: The data set's name.
@@ -121,7 +123,7 @@ class SelectionTask:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides an evaluation's numbers, as JSON values; the backbone by its weights, not its path."""
+        """Everything that decides an evaluation's numbers, as JSON values; of the backbone its weights, not its path."""
         fields = asdict(self) | {"options": dict(self.options), "code": CODE_VERSION}
         del fields["backbone"]
         return fields
@@ -151,12 +153,16 @@ def parse_mask(text: str, groups: Sequence[str]) -> Mask:
         return (text == "all",) * len(groups)
     if text and not text.strip("01"):
         if len(text) != len(groups):
-            raise InputError(f"mask={text} has {len(text)} toggles", f"give {len(groups)}, one each for {', '.join(groups)}")
+            raise InputError(
+                f"mask={text} has {len(text)} toggles", f"give {len(groups)}, one each for {', '.join(groups)}"
+            )
         return tuple(bit == "1" for bit in text)
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in groups]
     if unknown or not names:
-        raise InputError(f"mask={text!r} names no layer group {unknown}", f"choose among {', '.join(groups)}, all or none")
+        raise InputError(
+            f"mask={text!r} names no layer group {unknown}", f"choose among {', '.join(groups)}, all or none"
+        )
     return tuple(group in names for group in groups)
 
 

@@ -63,8 +63,13 @@ def null_quantiles(distances: Tensor, null: Tensor) -> Tensor:
 
 def leave_one_out_quantiles(null: Tensor) -> Tensor:
     """`null_quantiles` of each null distance among the others: float64 ``(n,)``, n > 1."""
-    others = [torch.cat([null[:i], null[i + 1 :]]) for i in range(len(null))]
-    return torch.cat([null_quantiles(null[i : i + 1], rest) for i, rest in enumerate(others)])
+    ordered, order = null.double().sort()
+    position = torch.arange(len(null))
+    rank = torch.searchsorted(ordered, ordered, right=True) - 1
+    knots = torch.cat([ordered.new_zeros(1), ordered, ordered.new_full((1,), torch.inf)])
+    below, above = torch.where(rank > position, ordered, knots[position]), knots[rank + 2]
+    quantiles = (rank + (ordered - below) / (above - below)) / len(null)
+    return quantiles[order.argsort()]
 
 
 def wilson(flagged: int, n: int) -> Estimate:
@@ -89,10 +94,10 @@ def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> E
     return Estimate(float(sample.mean()), float(interval.low), float(interval.high), len(sample))
 
 
-def normal(value: float, variance: float, n: int) -> Estimate:
-    """A value with the interval of a normal distribution of that variance."""
+def normal(value: float, variance: float, n: int, *, least: float = -math.inf, most: float = math.inf) -> Estimate:
+    """A value with the interval of a normal distribution of that variance, cut to ``[least, most]``."""
     half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * variance**0.5
-    return Estimate(value, value - half, value + half, n)
+    return Estimate(value, max(value - half, least), min(value + half, most), n)
 
 
 def halves(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,4 +45,5 @@ class Measurement:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_json`."""
         return cls(**fields)

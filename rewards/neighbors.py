@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,17 +54,17 @@ def nearest_neighbors(
         raise ValueError(f"queries (n, d) and galleries (m, d) do not fit: {shapes}, exclude_self={exclude_self}")
     if not 1 <= k <= m - exclude_self:
         raise ValueError(f"k={k} neighbours among {m} with exclude_self={exclude_self}")
-    if not all(bool(torch.isfinite(features).all()) for features in (queries, *galleries)):
+    if not all(math.isfinite(features.sum(dtype=torch.float64)) for features in (queries, *galleries)):
         raise ValueError("features are finite numbers, got NaN or infinity")
 
+    longest = max(g.norm(dim=1).max().item() for g in galleries)
     distances, indices = [torch.empty(0, k, dtype=torch.float64)], [torch.empty(0, k, dtype=torch.int64)]
     for start, chunk in _chunks(queries, max_bytes // (64 * (m + d))):
         squares = torch.stack([_by_product(chunk, g, max_bytes // (32 * d)) for g in galleries]).amin(0)
         if exclude_self:
             rows = torch.arange(len(chunk))
             squares[rows, start + rows] = torch.inf
-        norm = chunk.norm(dim=1, keepdim=True) + max(g.norm(dim=1).max().item() for g in galleries)
-        error = (d + 4) * torch.finfo(torch.float64).eps * norm.square()
+        error = (d + 4) * torch.finfo(torch.float64).eps * (chunk.norm(dim=1, keepdim=True) + longest).square()
         near = squares <= squares.kthvalue(k, dim=1, keepdim=True).values + 2 * error
         row, column = near.nonzero(as_tuple=True)
         squares = torch.full_like(squares, torch.inf)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rewards.errors import InputError
 
 _CHUNK = 64
+_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
 class LatentBackbone:
@@ -34,10 +35,12 @@ class LatentBackbone:
         self.name, self.sha256, self.device = name, sha256, device
         self.autoencoder = pipeline.vae.to(device).eval().requires_grad_(False)
         self.text_encoder = pipeline.text_encoder.to(device).eval().requires_grad_(False)
-        self.denoiser: nn.Module = pipeline.unet.to(device).eval().requires_grad_(False)
+        self.denoiser = pipeline.unet.to(device).eval().requires_grad_(False)
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self.scaling_factor = float(self.autoencoder.config.scaling_factor)
         self.timesteps = int(self.scheduler.config.num_train_timesteps)
+        # Many samplers scale noise their own way (Euler, DPM-Solver): what a denoiser learns from is DDPM's forward process.
+        self._forward_process = DDPMScheduler.from_config(self.scheduler.config)
         guard_group_norms(self.denoiser)
 
     @property
@@ -47,10 +50,11 @@ class LatentBackbone:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
         size = int(self.denoiser.config.sample_size)
         return int(self.denoiser.config.in_channels), size, size
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a fine-tune needs what is returned in its backward pass
     def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
         """Scaled latents, float32 ``(n, c, h, w)``, of uint8 RGB ``(n, height, width, 3)``: the posterior's mode."""
         latents = []
@@ -58,7 +62,7 @@ class LatentBackbone:
             chunk = torch.from_numpy(images[start : start + _CHUNK]).to(self.device)
             scaled = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
             latents.append(self.autoencoder.encode(scaled).latent_dist.mode() * self.scaling_factor)
-        return torch.cat(latents).clone()
+        return torch.cat(latents)
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> NDArray[np.uint8]:
@@ -70,23 +74,23 @@ class LatentBackbone:
             images.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return np.ascontiguousarray(np.concatenate(images))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Text states ``(n, tokens, width)``; each distinct caption is encoded once."""
         distinct = sorted(set(captions))
         encoded = self.tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt")
-        states = self.text_encoder(encoded.input_ids.to(self.device)).last_hidden_state
+        states: Tensor = self.text_encoder(encoded.input_ids.to(self.device)).last_hidden_state
         rows = {caption: i for i, caption in enumerate(distinct)}
-        return states[[rows[c] for c in captions]].clone()
+        return states[[rows[c] for c in captions]]
 
     def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``(noisy latents, what the denoiser should predict)`` at timesteps ``t`` of shape ``(n,)``."""
-        noisy = self.scheduler.add_noise(latents, noise, t)
+        noisy = self._forward_process.add_noise(latents, noise, t)
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
             return noisy, noise
         if kind == "v_prediction":
-            return noisy, self.scheduler.get_velocity(latents, noise, t)
+            return noisy, self._forward_process.get_velocity(latents, noise, t)
         return noisy, latents
 
     def predict(self, noisy: Tensor, t: Tensor | int, states: Tensor) -> Tensor:
@@ -95,9 +99,7 @@ class LatentBackbone:
         return output
 
 
-def load_latent_backbone(
-    path: str | Path, *, name: str, device: torch.device, local_files_only: bool = True
-) -> LatentBackbone:
+def load_latent_backbone(path: str | Path, *, name: str, device: torch.device) -> LatentBackbone:
     """Loads a pipeline folder in the Stable Diffusion layout from safetensors.
 
     Raises:
@@ -109,20 +111,24 @@ def load_latent_backbone(
     options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=local_files_only, **options
+            folder, use_safetensors=True, local_files_only=True, **options
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"backbone.path={path} does not load: {str(error).splitlines()[0]}", "check its parts") from error
+        raise InputError(
+            f"backbone.path={path} does not load: {str(error).splitlines()[0]}", "check its parts"
+        ) from error
     return LatentBackbone(pipeline, name, folder_sha256(folder), device)
 
 
 def folder_sha256(folder: Path) -> str:
     """Hash of everything in a pipeline folder that decides what it computes: configs, vocabularies and weights."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
+    inside = (file for part in _PARTS for file in (folder / part).rglob("*"))
+    for file in sorted((folder / "model_index.json", *inside)):
         if file.suffix in (".json", ".txt", ".safetensors"):
             digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 

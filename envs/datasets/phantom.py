@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from scipy import fft
 
 Kind = Literal["radiograph", "lesion"]
 Site = Literal["public", "clinic"]
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 KINDS: tuple[Kind, ...] = ("radiograph", "lesion")
 SITES: tuple[Site, ...] = ("public", "clinic")
@@ -185,7 +185,7 @@ def render(
 
 
 class _Scene:
-    """A batch of parameter sets with the pixel grid they are drawn on; every array broadcasts to ``(n, size, size)``."""
+    """A batch of parameter sets and the pixel grid they are drawn on; arrays broadcast to ``(n, size, size)``."""
 
     def __init__(self, values: dict[str, Array], size: int, labels: NDArray[np.int64], fields: Array, hairs: Array):
         self.values, self.labels, self.fields, self.hairs = values, labels, fields, hairs
@@ -207,7 +207,8 @@ class _Scene:
             raise AttributeError(name) from None
 
     def is_a(self, kind: Kind, finding: str) -> Array:
-        return (self.labels == FINDINGS[kind].index(finding)).astype(np.float32)[:, None, None]
+        """1 for the images whose finding it is, 0 for the others."""
+        return np.asarray(self.labels == FINDINGS[kind].index(finding), dtype=np.float32)[:, None, None]
 
 
 def _coloured(white: Array) -> Array:
@@ -234,7 +235,8 @@ def _radiograph(s: _Scene) -> Array:
     x, y = s.x, s.y
     half_width = s.chest_width * (0.82 + 0.18 * np.clip(y + 0.6, 0, 1))
     slope = s.shoulder * np.abs(x) / s.chest_width
-    torso = _soft(np.maximum(np.abs(x) - half_width, s.chest_top + slope + 0.9 * np.maximum(np.abs(x) - 0.35, 0) - y), 0.05)
+    shoulder_line = s.chest_top + slope + 0.9 * np.maximum(np.abs(x) - 0.35, 0)
+    torso = _soft(np.maximum(np.abs(x) - half_width, shoulder_line - y), 0.05)
     neck = _soft(np.maximum(np.abs(x) - 0.22, y + 0.4), 0.04)
     body = np.maximum(torso, neck)
     image = s.air + (s.tissue - s.air) * body * (0.85 + 0.15 * np.clip(y + 0.5, 0, 1))
@@ -258,7 +260,7 @@ def _radiograph(s: _Scene) -> Array:
     vertebrae = 1 + 0.25 * np.sin(2 * np.pi * (y * 5.5 + s.rib_phase))
     image = image + s.spine_light * _line(x - spine_x, s.spine_width) * vertebrae * body
 
-    ribs = np.zeros_like(image)
+    ribs: Array = np.zeros_like(image)
     spacing = 1.7 / s.rib_count
     arc = np.abs(x - spine_x)
     for k in range(11):
@@ -268,17 +270,17 @@ def _radiograph(s: _Scene) -> Array:
         ribs = ribs + _line(y - posterior, 0.028) + 0.35 * _line(y - anterior, 0.035) * (arc > 0.3)
     image = image + s.rib_light * np.minimum(ribs, 1.4) * (0.25 * torso + 0.75 * lungs)
     for side in (-1.0, 1.0):
-        u = side * x
-        clavicle = _line(y - s.clavicle_y - s.clavicle_slope * (u - 0.1) - 0.05 * np.sin(4 * u), 0.035)
-        image = image + s.clavicle_light * clavicle * _soft(np.abs(u - 0.38) - 0.30, 0.04)
+        out = side * x
+        clavicle = _line(y - s.clavicle_y - s.clavicle_slope * (out - 0.1) - 0.05 * np.sin(4 * out), 0.035)
+        image = image + s.clavicle_light * clavicle * _soft(np.abs(out - 0.38) - 0.30, 0.04)
 
-    side = np.sign(s.finding_x)
-    fx, fy = side * (s.lung_gap + 0.12 * s.finding_x), s.lung_y + s.finding_y * s.lung_height
+    where = np.sign(s.finding_x)
+    fx, fy = where * (s.lung_gap + 0.12 * s.finding_x), s.lung_y + s.finding_y * s.lung_height
     r2 = (x - fx) ** 2 + (y - fy) ** 2
     size = s.finding_size
     image = image + s.is_a("radiograph", "nodule") * s.finding_light * _soft(np.sqrt(r2) - 0.7 * size, 0.02) * lungs
     fluid = _soft(s.lung_y + s.lung_height * (0.75 - 2.5 * size) - 0.4 * np.abs(x - fx) - y, 0.05)
-    image = image + s.is_a("radiograph", "effusion") * (s.lung_dark + 0.05) * fluid * lungs * (side * x > 0)
+    image = image + s.is_a("radiograph", "effusion") * (s.lung_dark + 0.05) * fluid * lungs * (where * x > 0)
     patch = np.exp(-r2 / (2 * (1.3 * size) ** 2)) * (0.75 + 0.35 * s.fields[:, 1])
     image = image + s.is_a("radiograph", "consolidation") * (s.finding_light + 0.08) * patch * lungs
     wire = _line(x - s.device_x - 0.25 * np.sin(2.5 * y + 6 * s.device_x), 0.014) * _soft(y - 0.35, 0.02)
@@ -302,7 +304,7 @@ def _lesion(s: _Scene) -> Array:
     angle, radius = np.arctan2(dy, dx), np.hypot(dx, dy)
     nevus, melanoma, keratosis = (s.is_a("lesion", k) for k in FINDINGS["lesion"])
     ragged = 0.35 * nevus + 1.2 * melanoma + 0.6 * keratosis
-    outline = np.ones_like(radius)
+    outline: Array = np.ones_like(radius)
     for k in range(6):
         amplitude, phase = getattr(s, f"lobe_{2 * k}"), getattr(s, f"lobe_{2 * k + 1}")
         outline = outline + ragged * 0.28 / (k + 1.5) * (amplitude - 0.3) * np.cos((k + 1) * angle + 2 * np.pi * phase)

@@ -34,9 +34,11 @@ class Evaluation:
 
     @property
     def trainable_share(self) -> float:
+        """Trainable parameters as a share of the denoiser's, in [0, 1] for methods that add none."""
         return self.trainable_parameters / self.total_parameters if self.total_parameters else 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values; see `from_json`."""
         return {
             "schedule": self.schedule.key,
             "metrics": {name: m.to_json() for name, m in self.metrics.items()},
@@ -49,6 +51,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`."""
         return cls(
             schedule=Schedule.from_key(fields["schedule"]),
             metrics={name: Measurement.from_json(m) for name, m in fields["metrics"].items()},

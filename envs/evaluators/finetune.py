@@ -45,6 +45,7 @@ class FineTuneFactory:
     devices: tuple[str, ...] = ("cpu",)
 
     def __call__(self, worker: int) -> FineTuneEvaluator:
+        """Loads the backbone onto the worker's device."""
         device = torch.device(self.devices[worker % len(self.devices)])
         backbone = load_latent_backbone(self.backbone_path, name=self.task.backbone, device=device)
         return FineTuneEvaluator(self.task, self.dataset, backbone)
@@ -119,9 +120,7 @@ class FineTuneEvaluator:
 
     def _learn_and_generate(self, schedule: Schedule) -> tuple[int, NDArray[np.uint8]]:
         with self._clock("finetune"):
-            steps = finetune(
-                self.backbone, self.attachment, schedule, self._train, self.task.inner, self.task.seed
-            )
+            steps = finetune(self.backbone, self.attachment, schedule, self._train, self.task.inner, self.task.seed)
         with self._clock("generate"):
             images = generate(
                 self.backbone,

@@ -6,6 +6,7 @@ gives a worker a number of its own; hence one pipe a worker here, and `multiproc
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -85,10 +86,13 @@ class PoolEvaluator:
 
     def _inline(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, Evaluation]]:
         for index, schedule in enumerate(schedules):
-            attempt = 1
-            while self._try_again(evaluation := self._bench.attempt(schedule), attempt):
-                self._bench, attempt = _Bench(self.factory, 0), attempt + 1
-            yield index, evaluation
+            for attempt in itertools.count(1):
+                evaluation = self._bench.attempt(schedule)
+                if worth_retrying(evaluation.failure):
+                    self._bench = _Bench(self.factory, 0)
+                if not self._try_again(evaluation, attempt):
+                    yield index, evaluation
+                    break
 
     def _in_workers(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, Evaluation]]:
         waiting = deque(_Job(index, schedule) for index, schedule in enumerate(schedules))

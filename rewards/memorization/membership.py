@@ -30,8 +30,7 @@ def membership_auc(train: Tensor, heldout: Tensor) -> Estimate:
     ranks = torch.from_numpy(rankdata(torch.cat([train, heldout]).double().numpy()))
     above = (ranks[:n] - torch.from_numpy(rankdata(train.double().numpy()))) / m
     below = (ranks[n:] - torch.from_numpy(rankdata(heldout.double().numpy()))) / n
-    estimate = normal(float(1 - above.mean()), float(above.var() / n + below.var() / m), n + m)
-    return estimate._replace(low=max(estimate.low or 0.0, 0.0), high=min(estimate.high or 1.0, 1.0))
+    return normal(float(1 - above.mean()), float(above.var() / n + below.var() / m), n + m, least=0, most=1)
 
 
 def membership_tpr(train: Tensor, heldout: Tensor, rate: float = 0.01) -> Estimate:

@@ -92,6 +92,8 @@ def test_the_reward_is_the_utility_of_the_schedule_at_the_end() -> None:
         "privacy": axes.privacy,
         "utility": reward,
     }
+    assert not env.reset()[0]["chosen"].any()
+    assert env.observation()["progress"] == [0]
 
 
 def test_synthetic_anchors_are_the_ends_of_its_axes() -> None:

@@ -2,8 +2,8 @@
 
 What it has to be good at is not beauty but identity: a private image that it never saw must still be the same patient
 after encoding and decoding, or the decoder would hide memorization from every measurement made on images. 16x16 latents
-were chosen over 8x8x16, of the same size, by measurement: after 200 to 250 steps on the same stream 23.5 dB against 21.4 on
-paediatric X-rays. A third nearest-neighbour upsampling cannot place what lies between two latent positions.
+were chosen over 8x8x16, of the same size, by measurement: after 200 to 250 steps on the same stream 23.5 dB against
+21.4 on paediatric X-rays. A third nearest-neighbour upsampling cannot place what lies between two latent positions.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def autoencoder_loss(decoded: Tensor, images: Tensor, kl: Tensor, settings: Auto
         decoded: ``(n, 3, h, w)`` in [-1, 1].
         images: The same shape.
         kl: Sum over the latent numbers, ``(n,)``.
+        settings: The weights of the parts.
     """
     pixels = F.l1_loss(decoded, images)
     error = decoded - images

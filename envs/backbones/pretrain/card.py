@@ -59,12 +59,10 @@ def sample(backbone: LatentBackbone, captions: list[str], seed: int = 0) -> NDAr
     return generate(backbone, states, empty, steps=_STEPS, guidance_scale=1.0, seed=seed)
 
 
-def measure(
-    backbone: LatentBackbone, public: PublicImages, unseen: Mapping[str, NDArray[np.uint8]]
-) -> dict[str, Any]:
+def measure(backbone: LatentBackbone, public: PublicImages, unseen: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
     """Everything that the card states.
 
-    KID (lite0 features, all images) is of samples with the captions of held-out X-rays against these X-rays, and beside it
+    KID (lite0 features) is of samples with captions of public X-rays against X-rays of held-out patients, and beside it
     that of training X-rays against them: what a perfect generator would reach.
 
     Args:
@@ -115,13 +113,17 @@ def write_card(folder: Path, measured: Mapping[str, Any], training: Mapping[str,
         f"| {name} | {f['images']} | {f['psnr']:.1f} | {f['psnr_worst']:.1f} | {100 * f['reidentified']:.1f} % |"
         for name, f in measured["autoencoder"].items()
     )
+    parts = "\n".join(
+        f"| {name} | {training[key]['steps']} | {training[key]['batch_size']} | {training[key]['seconds']:.0f} |"
+        for key, name in (("autoencoder", "autoencoder"), ("denoiser", "denoiser and text encoder"))
+    )
     (folder / "README.md").write_text(
         f"""# The embedded backbone
 
-A text-conditional latent diffusion pipeline for 64x64 RGB images in the Stable Diffusion folder layout, small enough to
-fine-tune in seconds on a laptop: autoencoder {parameters["autoencoder"]:,} parameters, text encoder
-{parameters["text_encoder"]:,}, denoiser {parameters["denoiser"]:,}. It is a test bed for memorization, not a model of medicine:
-**nothing that it generates may be used to learn anything about patients or disease.**
+A text-conditional latent diffusion pipeline for 64x64 RGB images in the Stable Diffusion folder layout, small enough
+to fine-tune in seconds on a laptop: autoencoder {parameters["autoencoder"]:,} parameters, text encoder
+{parameters["text_encoder"]:,}, denoiser {parameters["denoiser"]:,}. It is a test bed for memorization, not a model of
+medicine: **nothing that it generates may be used to learn anything about patients or disease.**
 
 Licence: Apache-2.0, as the repository. Written by `python -m agents.pretrain`; every figure below was measured by it
 (`card.json` has them all).
@@ -129,15 +131,14 @@ Licence: Apache-2.0, as the repository. Written by `python -m agents.pretrain`; 
 ## Data
 
 Public images only: {training["photographs"]} adult chest X-rays of the NIH ChestX-ray14 set (Wang et al., CVPR 2017; no
-restrictions on use; provided by the NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC), training patients
-only, and an endless stream of procedural phantoms (site `public`). No image of any private set.
+restrictions on use; provided by the NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC), training
+patients only, and an endless stream of procedural phantoms (site `public`). No image of any private set.
 
 ## Training
 
 | part | steps | batch | seconds on one core |
 | --- | --- | --- | --- |
-| autoencoder | {training["autoencoder"]["steps"]} | {training["autoencoder"]["batch_size"]} | {training["autoencoder"]["seconds"]:.0f} |
-| denoiser and text encoder | {training["denoiser"]["steps"]} | {training["denoiser"]["batch_size"]} | {training["denoiser"]["seconds"]:.0f} |
+{parts}
 
 ## The autoencoder on images that it never saw
 
@@ -149,8 +150,10 @@ Encoded and decoded; re-identified = the nearest original, in pixels and among a
 
 ## Samples
 
-KID (EfficientNet-lite0 features) of {kid_values["images"]} samples, {kid_values["sampling_steps"]} steps, no guidance, against
-held-out patients of the public X-rays: {kid_values["samples"]:.3f}; of training X-rays against the same: {kid_values["training X-rays"]:.3f}.
+KID (EfficientNet-lite0 features) of {kid_values["images"]} samples, {kid_values["sampling_steps"]} steps, no guidance,
+against held-out patients of the public X-rays: {kid_values["samples"]:.3f}; of training X-rays against the same:
+{kid_values["training X-rays"]:.3f}. `samples.png` shows some: adult X-rays, radiograph phantoms, lesion phantoms,
+no caption.
 """,
         encoding="utf-8",
     )

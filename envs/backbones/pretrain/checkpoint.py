@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +9,15 @@ import torch
 
 
 class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
+    """What modules and optimizers have in common."""
 
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that has to be saved."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Takes back what `state_dict` gave."""
+        ...
 
 
 class Checkpoint:
@@ -31,8 +36,9 @@ class Checkpoint:
         return int(state["step"]), float(state["seconds"])
 
     def save(self, step: int, seconds: float) -> None:
+        """Writes every part with the step count and the seconds spent so far."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         torch.save(state | {"step": step, "seconds": seconds}, partial)
-        os.replace(partial, self.path)
+        partial.replace(self.path)

@@ -28,7 +28,7 @@ class DenoiserSettings:
         pool: Images in a pool.
     """
 
-    steps: int = 9000
+    steps: int = 6500
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -68,6 +68,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # trailing steps do not look at it; diffusers warns of any other value
     )
 
 
@@ -120,16 +121,21 @@ def train_denoiser(
         if step % settings.save_every == 0 or step == settings.steps:
             saved.save(step, time.monotonic() - started)
             mean, losses = float(np.mean(losses)), []
-            print(f"denoiser step {step}/{settings.steps} {time.monotonic() - started:.0f} s loss {mean:.4f}", flush=True)
+            print(
+                f"denoiser step {step}/{settings.steps} {time.monotonic() - started:.0f} s loss {mean:.4f}", flush=True
+            )
     average.eval().requires_grad_(False)
-    return Denoiser(average[0], average[1])
+    unet, text_encoder = average
+    assert isinstance(unet, UNet2DConditionModel)
+    assert isinstance(text_encoder, CLIPTextModel)
+    return Denoiser(unet, text_encoder)
 
 
 @torch.inference_mode()
 def latent_pool(
     stream: Stream, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, block: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Scaled latents ``(size, c, h, w)`` in half precision and token ids ``(size, tokens)`` of a block of the stream."""
+    """Scaled latents ``(size, c, h, w)``, half precision, and token ids ``(size, tokens)`` of a block of the stream."""
     latents, tokens = [], []
     for chunk in range(0, size, 100):
         images, captions = stream.batch(block * 1_000_000 + chunk, min(100, size - chunk))

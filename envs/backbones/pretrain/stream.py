@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from envs.datasets.phantom import render
+from envs.datasets.phantom import Kind, render
 
 # Identities of the stream are drawn from this many, so that no two batches are likely to share one.
 _IDENTITIES = 2**31 - 1
@@ -65,7 +65,8 @@ class Stream:
         rows = rng.integers(len(self.public.train), size=n_photographs)
         images = [self._crop(self.public.train[r], rng) for r in rows]
         captions = [self.public.train_captions[r] for r in rows]
-        for kind, n in (("radiograph", size - n_photographs - n_lesions), ("lesion", n_lesions)):
+        counts: dict[Kind, int] = {"radiograph": size - n_photographs - n_lesions, "lesion": n_lesions}
+        for kind, n in counts.items():
             phantoms = render(kind, rng.integers(_IDENTITIES, size=n).tolist(), seed=self.seed, site="public")
             images.extend(phantoms.images.astype(np.float32) / 255)
             captions.extend(phantoms.captions)
@@ -78,7 +79,7 @@ class Stream:
         return tensor * 2 - 1, tuple(captions)
 
     def _crop(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-        photograph = image.astype(np.float32) / 255
+        photograph = np.asarray(image / np.float32(255), dtype=np.float32)
         if self.zoom <= 1:
             return photograph
         height, width = photograph.shape[:2]
@@ -104,6 +105,6 @@ def _remix(images: NDArray[np.float32], rng: np.random.Generator, share: float) 
         mixed = (base - 0.5) @ matrix.T.astype(np.float32) * gain + 0.5 + rng.normal(0, 0.12, 3)
         if rng.random() < 0.35:
             alpha = rng.uniform(0.2, 0.8)
-            mixed = alpha * mixed + (1 - alpha) * np.rot90(images[i - 1], rng.integers(4))
+            mixed = alpha * mixed + (1 - alpha) * np.rot90(images[i - 1], int(rng.integers(4)))
         out[i] = np.clip(mixed, 0, 1)
     return out

@@ -1,9 +1,10 @@
-"""A CLIP tokenizer and text encoder small enough for a handful of captions, in the layout that Stable Diffusion uses."""
+"""A CLIP tokenizer and text encoder, as Stable Diffusion has them, small enough for a handful of captions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -19,12 +20,12 @@ _SUFFIX = "</w>"
 # Words that captions of the kinds of image served here are made of; other words are spelled in bytes.
 _WORDS = """
 chest radiograph x-ray xray image photograph frontal lateral view portable erect supine pediatric paediatric adult child
-normal abnormal no finding findings pneumonia bacterial viral covid tuberculosis cardiomegaly effusion pleural nodule mass
-consolidation infiltration atelectasis pneumothorax emphysema fibrosis edema hernia opacity thickening device catheter
-dermoscopy dermatoscope skin lesion lesions benign malignant melanoma nevus nevi seborrheic keratosis keratoses basal cell
-carcinoma actinic dermatofibroma vascular pigmented brown red blue of a an the and with without in on left right upper
-lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound retina fundus
-histology slide brain breast heart lung abdomen knee hand spine scan phantom polarized
+normal abnormal no finding findings pneumonia bacterial viral covid tuberculosis cardiomegaly effusion pleural nodule
+mass consolidation infiltration atelectasis pneumothorax emphysema fibrosis edema hernia opacity thickening device
+catheter dermoscopy dermatoscope skin lesion lesions benign malignant melanoma nevus nevi seborrheic keratosis keratoses basal
+cell carcinoma actinic dermatofibroma vascular pigmented brown red blue of a an the and with without in on left right
+upper lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound retina
+fundus histology slide brain breast heart lung abdomen knee hand spine scan phantom polarized
 """
 
 
@@ -42,7 +43,7 @@ def build_tokenizer(captions: Iterable[str], vocabulary: int = 1000) -> CLIPToke
     merges = max(1, vocabulary - 2 * len(alphabet) - 2)
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, end_of_word_suffix=_SUFFIX, show_progress=False)
     learner.train_from_iterator(corpus, trainer)
-    pairs = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:merges]
+    pairs: Any = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:merges]
     # The learner's own vocabulary lacks the bytes it never saw, so the vocabulary is rebuilt in CLIP's order.
     tokens = alphabet + [c + _SUFFIX for c in alphabet]
     tokens += [token for token in dict.fromkeys("".join(pair) for pair in pairs) if token not in set(tokens)]

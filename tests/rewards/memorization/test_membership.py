@@ -39,7 +39,7 @@ def test_interval_is_delongs(train: list[int], heldout: list[int]) -> None:
 @given(train=changes, heldout=changes, rate=st.sampled_from([0.05, 0.2, 0.5]))
 def test_tpr_is_that_of_the_roc_curve(train: list[int], heldout: list[int], rate: float) -> None:
     members = np.repeat([1, 0], [len(train), len(heldout)])
-    false_positives, true_positives, thresholds = roc_curve(
+    false_positives, true_positives, _thresholds = roc_curve(
         members, -np.array(train + heldout, dtype=float), drop_intermediate=False
     )
     allowed = max(1, int(rate * (len(heldout) + 1) + 1e-9)) - 1

@@ -25,7 +25,7 @@ def test_equal_the_papers_algorithm(n: int, m: int, k: int, seed: int) -> None:
     generated, real = features(n, seed=seed) + 0.5, features(m, seed=seed + 100)
     x, y = generated.double().numpy(), real.double().numpy()
 
-    def share(points: np.ndarray, support: np.ndarray) -> float:  # type: ignore[type-arg]
+    def share(points: np.ndarray, support: np.ndarray) -> float:
         radii = np.sort(cdist(support, support), axis=1)[:, k]
         return float((cdist(points, support) <= radii).any(axis=1).mean())
 
@@ -65,5 +65,5 @@ def test_neither_order_nor_pieces_matter(metric: Precision | Recall, function: C
 
 def test_more_is_better_and_k_is_at_least_one() -> None:
     assert Precision.higher_is_better is Recall.higher_is_better is True
-    with pytest.raises(InputError, match="recall.k=0"):
+    with pytest.raises(InputError, match=r"recall\.k=0"):
         Recall("pixels", k=0)
