@@ -1,17 +1,15 @@
-# Every target sets up .venv first, once; `make help` lists them.
-SHELL := /bin/bash
-.SHELLFLAGS := -euo pipefail -c
+# Every target that runs Python sets .venv up first, once. `make help` lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-ENV ?= phantom
-ARGS ?=
-# Where PyTorch's CPU wheels lie. Empty: only pip's own configuration is asked (on Linux that is PyPI's CUDA build).
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# Set it to choose the interpreter; otherwise the first of these that is recent enough.
+ENV := phantom
+ARGS :=
+# An interpreter of your own choice; otherwise the first of these that is recent enough.
 PYTHON ?=
-PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
+# An index with CPU builds of torch, asked where there is no GPU; empty: only pip's own configuration counts.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 PY := .venv/bin/python
 READY := .venv/.ready
 
@@ -20,54 +18,51 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup train test bench lint format typecheck check wheel clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY)  ## create .venv with everything, from nothing (again only when the dependencies change)
+setup: $(READY)  ## create .venv with everything, from nothing; again only when the dependencies change
 
-# torch goes in alone and first. Its CPU index is an *extra* one: "2.13.0+cpu" sorts above PyPI's CUDA build "2.13.0", and
-# where the index cannot be reached pip falls back on its own configuration after one retry.
+# torch comes first and alone. The CPU index is an extra one: its "2.13.0+cpu" sorts above PyPI's "2.13.0", on Linux a CUDA
+# build of several GB, and where it cannot be reached pip goes on with its own configuration after one retry.
 $(READY): pyproject.toml constraints.txt
-	@if [ ! -x $(PY) ]; then \
-	  found=; \
+	@test -x $(PY) || { \
 	  for python in $(PYTHONS); do \
-	    if "$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	    "$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    exec "$$python" -m venv --clear .venv; \
 	  done; \
-	  if [ -z "$$found" ]; then \
-	    echo "error: no Python 3.11 or newer with venv among: $(PYTHONS) — install one, or name it: make setup PYTHON=/path/to/python" >&2; \
-	    exit 2; \
-	  fi; \
-	  "$$found" -m venv .venv; \
-	fi
-	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then index=; else index="$(TORCH_INDEX)"; fi; set -x; \
+	  echo "error: none of $(PYTHONS) is Python 3.11 or newer with venv — install one, or make setup PYTHON=<path>" >&2; \
+	  exit 2; \
+	}
+	@nvidia-smi -L >/dev/null 2>&1 && index= || index="$(TORCH_INDEX)"; set -x; \
 	$(PY) -m pip install --no-deps --retries 1 --constraint constraints.txt $${index:+--extra-index-url "$$index"} torch
-	$(PY) -m pip install --constraint constraints.txt setuptools
+	$(PY) -m pip install --constraint constraints.txt 'setuptools>=77'
 	$(PY) -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 train: $(READY)  ## learn what to fine-tune: make train [ENV=phantom] [ARGS="key=value ..."]
 	$(PY) -m agents.train env=$(ENV) $(ARGS)
 
-test: $(READY)  ## the whole test suite: make test [ARGS="-m 'not slow'"]
+test: $(READY)  ## the whole test suite; a part of it: make test ARGS="tests/rewards -m 'not slow'"
 	$(PY) -m pytest $(ARGS)
 
-bench: $(READY)  ## the benchmarks: writes runs/bench/<name>.json
+bench: $(READY)  ## the benchmarks; writes runs/bench/<name>.json
 	$(PY) -m agents.bench $(ARGS)
 
-lint: $(READY)  ## style, formatting and the direction of imports
+lint: $(READY)  ## style, formatting, and which package may import which
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 
 format: $(READY)  ## rewrite the files as `make lint` wants them
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-typecheck: $(READY)  ## mypy --strict over everything
+typecheck: $(READY)  ## mypy --strict, tests included
 	$(PY) -m mypy
 
-check: lint typecheck  ## what CI asks for before the tests
+check: lint typecheck  ## what has to hold before a commit, beside the tests
 
-wheel: $(READY)  ## dist/memcontrol-*.whl
+wheel: $(READY)  ## build dist/memcontrol-<version>-py3-none-any.whl
 	rm -rf build dist
 	$(PY) -m build --wheel --no-isolation
 

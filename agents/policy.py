@@ -39,8 +39,8 @@ class TokenLayout:
 def tokens(observation: Mapping[str, Tensor]) -> Tensor:
     """One token a group, ``(batch, groups, layout.token)``.
 
-    What was chosen in earlier phases enters as the last phase's bit and the mean over all phases, so that the token does
-    not grow with the horizon.
+    What was chosen in earlier phases enters as the last phase's bit and the mean over all phases, so that the token
+    does not grow with the horizon.
 
     Args:
         observation: ``groups`` (b, g, f), ``task`` (b, t), ``preference`` (b, 1), ``progress`` (b, 1) and ``chosen``
@@ -59,8 +59,8 @@ def tokens(observation: Mapping[str, Tensor]) -> Tensor:
 class SelectionNetwork(nn.Module):
     """Deep sets (Zaheer et al., arXiv 1703.06114): shared weights for all tokens, no positions.
 
-    A group's logit depends on its own token and on the mean over all; the value on the mean alone. So the network runs on
-    any number of groups, and reordering the groups reorders the logits.
+    A group's logit depends on its own token and on the mean over all; the value on the mean alone. So the network runs
+    on any number of groups, and reordering the groups reorders the logits.
     """
 
     def __init__(self, layout: TokenLayout) -> None:

@@ -68,10 +68,17 @@ class EvaluatorSettings:
     Attributes:
         name: ``finetune`` or ``synthetic``.
         workers: Processes; None for one a GPU, or one a core without one. 0 evaluates in the main process.
+        threads: Of torch in each. More workers of one thread beat fewer of more; another number gives other rounding, so it is
+            part of a task's identity.
     """
 
     name: str
     workers: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InputError(f"evaluator.threads={self.threads}", "set it to 1 or more")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def prepare(settings: TrainSettings) -> Workbench:
         )
     groups = find_groups(backbone.denoiser, settings.groups.name)
     find_method(settings.method.name)(backbone.denoiser, groups)
+    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
+    threads = settings.evaluator.threads
     search = SelectionTask(
         env=env.name,
         split_sha256=dataset.split_sha256,
@@ -104,14 +106,14 @@ def prepare(settings: TrainSettings) -> Workbench:
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
+        options={"device": torch.device(devices[0]).type, "threads": threads},
     )
-    devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
     workers = settings.evaluator.workers
     if workers is None:
         workers = len(devices) if devices[0] != "cpu" else cores()
 
     def make_factory(task: SelectionTask) -> FineTuneFactory:
-        return FineTuneFactory(task, dataset, path, devices)
+        return FineTuneFactory(task, dataset, path, devices, threads)
 
     def make_evaluator(task: SelectionTask) -> Evaluator:
         return PoolEvaluator(make_factory(task), workers, task.groups)

@@ -62,7 +62,7 @@ def find_groups(denoiser: nn.Module, scheme: str) -> tuple[LayerGroup, ...]:
     """
     if scheme not in SCHEMES:
         raise InputError(f"groups={scheme} is no group scheme", f"choose among {', '.join(sorted(SCHEMES))}")
-    if not all(hasattr(denoiser, part) for part in ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")):
+    if not all(hasattr(denoiser, part) for part in ("conv_in", "down_blocks", "up_blocks", "conv_out")):
         raise InputError(f"a {type(denoiser).__name__} has no UNet blocks", "use a pipeline with a diffusers UNet")
     groups = SCHEMES[scheme](denoiser)
     covered = sum(group.parameters for group in groups)
@@ -96,10 +96,11 @@ def _blocks(unet: nn.Module) -> tuple[LayerGroup, ...]:
     last up block. So a UNet of three levels has 8 toggles, few enough to measure all 256 masks.
     """
     levels = len(list(unet.get_submodule("down_blocks").children()))
-    stem = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
+    stem = ("conv_in", "time_proj", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
     drafts = [("input", tuple(name for name in stem if _has(unet, name)), "input", 0)]
     drafts += [(f"down_blocks.{i}", (f"down_blocks.{i}",), "down", i) for i in range(levels)]
-    drafts.append(("mid_block", ("mid_block",), "mid", levels - 1))
+    if _has(unet, "mid_block"):
+        drafts.append(("mid_block", ("mid_block",), "mid", levels - 1))
     for i in range(levels):
         head = tuple(n for n in ("conv_norm_out", "conv_out") if _has(unet, n)) if i == levels - 1 else ()
         drafts.append((f"up_blocks.{i}", (f"up_blocks.{i}", *head), "up", levels - 1 - i))

@@ -123,7 +123,7 @@ class SelectionTask:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides an evaluation's numbers, as JSON values; of the backbone its weights, not its path."""
+        """What decides an evaluation's numbers, as JSON values; of the backbone its weights, not its path."""
         fields = asdict(self) | {"options": dict(self.options), "code": CODE_VERSION}
         del fields["backbone"]
         return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +58,11 @@ def nearest_neighbors(
     if not all(math.isfinite(features.sum(dtype=torch.float64)) for features in (queries, *galleries)):
         raise ValueError("features are finite numbers, got NaN or infinity")
 
+    block = max(1, max_bytes // (128 * d))
     longest = max(g.norm(dim=1).max().item() for g in galleries)
     distances, indices = [torch.empty(0, k, dtype=torch.float64)], [torch.empty(0, k, dtype=torch.int64)]
-    for start, chunk in _chunks(queries, max_bytes // (64 * (m + d))):
-        squares = torch.stack([_by_product(chunk, g, max_bytes // (32 * d)) for g in galleries]).amin(0)
+    for start, chunk in _chunks(queries, max(1, max_bytes // (64 * (m + d)))):
+        squares = torch.stack([_by_product(chunk, g, block) for g in galleries]).amin(0)
         if exclude_self:
             rows = torch.arange(len(chunk))
             squares[rows, start + rows] = torch.inf
@@ -68,18 +70,17 @@ def nearest_neighbors(
         near = squares <= squares.kthvalue(k, dim=1, keepdim=True).values + 2 * error
         row, column = near.nonzero(as_tuple=True)
         squares = torch.full_like(squares, torch.inf)
-        squares[row, column] = torch.stack(
-            [_by_difference(chunk, g, row, column, max_bytes // (32 * d)) for g in galleries]
-        ).amin(0)
+        exact = [_by_difference(chunk, g, row, column, block) for g in galleries]
+        squares[row, column] = torch.stack(exact).amin(0)
         ranked = squares.sort(dim=1, stable=True)
         distances.append((ranked.values[:, :k] / d).sqrt())
         indices.append(ranked.indices[:, :k])
     return Neighbors(torch.cat(distances), torch.cat(indices))
 
 
-def _chunks(rows: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    size = max(1, size)
-    return [(start, rows[start : start + size].double()) for start in range(0, len(rows), size)]
+def _chunks(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size].double()
 
 
 def _by_product(queries: Tensor, gallery: Tensor, block: int) -> Tensor:
@@ -92,5 +93,5 @@ def _by_product(queries: Tensor, gallery: Tensor, block: int) -> Tensor:
 
 
 def _by_difference(queries: Tensor, gallery: Tensor, row: Tensor, column: Tensor, block: int) -> Tensor:
-    pairs = zip(torch.split(row, max(1, block)), torch.split(column, max(1, block)), strict=True)
+    pairs = zip(torch.split(row, block), torch.split(column, block), strict=True)
     return torch.cat([(queries[i] - gallery[j].double()).square().sum(1) for i, j in pairs])

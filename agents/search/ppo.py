@@ -20,8 +20,8 @@ def learn(
     """Learns until the evaluator's budget is spent, or the policy keeps asking for masks that it knows.
 
     One rollout is one episode in each sub-environment: SB3's default of 2048 steps would never update within the tens
-    of fine-tunes that a search can pay for (stable-baselines3#1846). What a last, incomplete rollout asked for is measured
-    but not learned from.
+    of fine-tunes that a search can pay for (stable-baselines3#1846). What a last, incomplete rollout asked for is
+    measured but not learned from.
 
     Args:
         env: ``settings.rollout`` sub-environments around a `BudgetedEvaluator`.

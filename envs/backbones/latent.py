@@ -9,14 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from rewards.errors import InputError
 
 _CHUNK = 64
-_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_MODELS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel}
+_PARTS = (*_MODELS, "tokenizer", "scheduler")
+# One of each line has to be there: a tokenizer without vocabulary, for one, would load and spell nothing.
+_NEEDED = (
+    ("model_index.json",),
+    *((f"{part}/config.json",) for part in _MODELS),
+    *((f"{part}/*.safetensors",) for part in _MODELS),
+    ("tokenizer/tokenizer.json", "tokenizer/vocab.json"),
+    ("scheduler/scheduler_config.json",),
+)
 
 
 class LatentBackbone:
@@ -103,21 +114,37 @@ def load_latent_backbone(path: str | Path, *, name: str, device: torch.device) -
     """Loads a pipeline folder in the Stable Diffusion layout from safetensors.
 
     Raises:
-        InputError: If it is not such a folder, or a part is missing or not safetensors.
+        InputError: If it is not such a folder, or a part is missing, incomplete or not safetensors.
     """
     folder = Path(path)
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"backbone.path={path} holds no model_index.json", "point it at a diffusers pipeline folder")
-    options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    for choice in _NEEDED:
+        if not any(any(folder.glob(pattern)) for pattern in choice):
+            raise InputError(
+                f"backbone.path={path} holds no {' or '.join(choice)}",
+                "point it at a diffusers pipeline folder in safetensors",
+            )
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **options
+            folder,
+            local_files_only=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **{part: _load_whole(kind, folder / part) for part, kind in _MODELS.items()},
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"backbone.path={path} does not load: {str(error).splitlines()[0]}", "check its parts"
-        ) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"backbone.path={path} does not load: {reason}", "check its parts") from error
     return LatentBackbone(pipeline, name, folder_sha256(folder), device)
+
+
+def _load_whole(kind: Any, folder: Path) -> nn.Module:
+    """A model with every weight from its file: what is missing there would be drawn at random, with a warning at most."""
+    model: nn.Module
+    model, report = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(f"{folder.name} lacks the weights {', '.join(sorted(report['missing_keys']))}")
+    return model
 
 
 def folder_sha256(folder: Path) -> str:

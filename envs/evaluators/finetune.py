@@ -37,15 +37,20 @@ class FineTuneFactory:
         dataset: Its images.
         backbone_path: The pipeline folder.
         devices: One a worker, reused in turn: ``("cuda:0", "cuda:1")`` or ``("cpu",)``.
+        threads: Of torch in each worker. Sums are rounded differently with another number, so the task's options name it.
     """
 
     task: SelectionTask
     dataset: SplitDataset
     backbone_path: Path
     devices: tuple[str, ...] = ("cpu",)
+    threads: int = 1
 
     def __call__(self, worker: int) -> FineTuneEvaluator:
         """Loads the backbone onto the worker's device."""
+        torch.set_num_threads(self.threads)
+        # Without it cuDNN picks its algorithms by timing them, and numbers differ from run to run.
+        torch.backends.cudnn.deterministic = True
         device = torch.device(self.devices[worker % len(self.devices)])
         backbone = load_latent_backbone(self.backbone_path, name=self.task.backbone, device=device)
         return FineTuneEvaluator(self.task, self.dataset, backbone)

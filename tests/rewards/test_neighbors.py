@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -81,29 +82,35 @@ def test_neither_order_nor_chunks_change_a_bit(seed: int, max_bytes: int) -> Non
     assert torch.equal(parts.indices, whole.indices[order])
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the bytes of the largest tensor that any operation returned."""
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that results of operations held at one time, beside the given tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, *given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.nbytes = 0
+        self.peak = 0
+        self._given = {t.untyped_storage().data_ptr() for t in given}
+        self._live: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        outputs = result if isinstance(result, tuple | list) else (result,)
-        self.nbytes = max([self.nbytes, *(t.nbytes for t in outputs if isinstance(t, Tensor))])
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, Tensor):
+                self._live[id(t)] = t
+        storages = [t.untyped_storage() for t in self._live.values()]
+        held = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in self._given}
+        self.peak = max(self.peak, sum(held.values()))
         return result
 
 
 def test_memory_is_bounded_by_the_setting() -> None:
     generator = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randn(30, 500, generator=generator), torch.randn(400, 500, generator=generator)
-    gallery[:50] = gallery[0]
-    with LargestTensor() as free:
-        whole = nearest_neighbors(queries, gallery, k=5)
-    with LargestTensor() as bounded:
-        parts = nearest_neighbors(queries, gallery, k=5, max_bytes=200_000)
-    assert bounded.nbytes <= 200_000 < free.nbytes
+    queries, gallery = torch.randn(100, 500, generator=generator), torch.randn(400, 500, generator=generator)
+    gallery[:30] = gallery[0]
+    with PeakMemory(queries, gallery) as free:
+        whole = nearest_neighbors(queries, gallery)
+    with PeakMemory(queries, gallery) as bounded:
+        parts = nearest_neighbors(queries, gallery, max_bytes=300_000)
+    assert bounded.peak <= 300_000 < free.peak / 5
     assert torch.equal(whole.distances, parts.distances)
     assert torch.equal(whole.indices, parts.indices)
 

@@ -1,0 +1,55 @@
+"""A Stable Diffusion pipeline of the embedded backbone's layout, untrained and small enough for unit tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from envs.backbones.latent import LatentBackbone, load_latent_backbone
+from envs.backbones.pretrain.autoencoder import build_autoencoder
+from envs.backbones.pretrain.denoiser import build_denoiser, build_scheduler
+from envs.backbones.pretrain.text import build_text_encoder, build_tokenizer, phantom_captions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline's folder; nobody writes into it. Its images have 32 pixels, its denoiser 8 groups."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(phantom_captions())
+        small = {"sample_size": 8, "block_out_channels": (8, 16, 16), "norm_num_groups": 4}
+        pipeline = StableDiffusionPipeline(
+            vae=build_autoencoder(),
+            text_encoder=build_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel.from_config(build_denoiser().config, **small),
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded_backbone(pipeline_folder: Path) -> LatentBackbone:
+    """Loaded once a session; tests take `backbone`."""
+    return load_latent_backbone(pipeline_folder, name="tiny", device=CPU)
+
+
+@pytest.fixture
+def backbone(loaded_backbone: LatentBackbone) -> Iterator[LatentBackbone]:
+    """The pipeline, frozen and as it was saved; what a test does to the denoiser's weights is undone after it."""
+    before = {name: tensor.clone() for name, tensor in loaded_backbone.denoiser.state_dict().items()}
+    yield loaded_backbone
+    loaded_backbone.denoiser.load_state_dict(before)
+    loaded_backbone.denoiser.requires_grad_(False)
+    loaded_backbone.denoiser.zero_grad()
