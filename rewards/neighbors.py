@@ -74,7 +74,7 @@ def nearest_neighbors(
         squares[row, column] = torch.stack(exact).amin(0)
         ranked = squares.sort(dim=1, stable=True)
         distances.append((ranked.values[:, :k] / d).sqrt())
-        indices.append(ranked.indices[:, :k])
+        indices.append(ranked.indices[:, :k].clone())  # a view would keep all m columns
     return Neighbors(torch.cat(distances), torch.cat(indices))
 
 

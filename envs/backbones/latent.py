@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from rewards.errors import InputError
+
+# Loading a pipeline draws three bars of its own through the progress of a run.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 _CHUNK = 64
 _MODELS: dict[str, Any] = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNet2DConditionModel}

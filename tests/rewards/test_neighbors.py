@@ -104,7 +104,7 @@ class PeakMemory(TorchDispatchMode):
 
 def test_memory_is_bounded_by_the_setting() -> None:
     generator = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randn(100, 500, generator=generator), torch.randn(400, 500, generator=generator)
+    queries, gallery = torch.randn(80, 200, generator=generator), torch.randn(400, 200, generator=generator)
     gallery[:30] = gallery[0]
     with PeakMemory(queries, gallery) as free:
         whole = nearest_neighbors(queries, gallery)

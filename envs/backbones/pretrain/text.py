@@ -39,16 +39,21 @@ def build_tokenizer(captions: Iterable[str], vocabulary: int = 1000) -> CLIPToke
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     corpus = [c.lower() for c in captions] + _WORDS.split() * 4
     learner = Tokenizer(models.BPE(end_of_word_suffix=_SUFFIX))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    merges = max(1, vocabulary - 2 * len(alphabet) - 2)
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, end_of_word_suffix=_SUFFIX, show_progress=False)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), in_bytes])
+    # Naming every letter beforehand fixes their numbers, by which the learner chooses between equally frequent pairs: else
+    # each process would learn other merges, and a resumed pretraining would go on with another tokenizer.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 2,
+        end_of_word_suffix=_SUFFIX,
+        special_tokens=alphabet + [c + _SUFFIX for c in alphabet],
+        show_progress=False,
+    )
     learner.train_from_iterator(corpus, trainer)
-    pairs: Any = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:merges]
-    # The learner's own vocabulary lacks the bytes it never saw, so the vocabulary is rebuilt in CLIP's order.
-    tokens = alphabet + [c + _SUFFIX for c in alphabet]
-    tokens += [token for token in dict.fromkeys("".join(pair) for pair in pairs) if token not in set(tokens)]
-    vocab = {token: i for i, token in enumerate([*tokens, _BOS, _EOS])}
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=_TOKENS)
+    learned: Any = json.loads(learner.to_str())["model"]
+    vocab = learned["vocab"] | {_BOS: len(learned["vocab"]), _EOS: len(learned["vocab"]) + 1}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=_TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rewards.suite
+from rewards.errors import InputError
+from rewards.features import PixelEmbedding
+from rewards.measurement import Measurement
+from rewards.memorization.copy_rate import CopyRate
+from rewards.reference import Reference
+from rewards.sample import DenoisingLosses
+from rewards.suite import METRICS, Suite
+
+PIXELS: Mapping[str, Mapping[str, Any]] = {
+    "copy_rate": {"embeddings": ["pixels"], "rate": 0.05},
+    **{name: {"embedding": "pixels"} for name in ("average_minimum_distance", "kid", "fid", "precision", "recall")},
+}
+"""Every metric of images on pixels: the network is not what these tests are about."""
+
+
+def images(n: int, seed: int, size: int = 8) -> Tensor:
+    """Coloured gradients with a random direction: unlike one another, of one source."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, 256, (n, 3, 2, 2), generator=generator).float()
+    return torch.nn.functional.interpolate(corners, (size, size), mode="bilinear").to(torch.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pixels() -> Any:
+    """Pixels of 2 x 2, so that 12 dimensions leave room for a Frechet distance."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rewards.features._EMBEDDINGS, "pixels", lambda: PixelEmbedding(2))
+        rewards.features.embedding.cache_clear()
+        yield
+    rewards.features.embedding.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def suite(small_pixels: None) -> Suite:
+    return Suite(list(METRICS), PIXELS)
+
+
+@pytest.fixture(scope="module")
+def reference(suite: Suite) -> Reference:
+    return suite.reference(images(40, 0), images(100, 1))
+
+
+@pytest.fixture(scope="module")
+def losses() -> DenoisingLosses:
+    generator = torch.Generator().manual_seed(5)
+    base_train, base_heldout, train, heldout = (torch.rand(n, generator=generator) for n in (40, 100, 40, 100))
+    return DenoisingLosses(train - 0.3, heldout, base_train, base_heldout)
+
+
+def test_every_metric_gives_its_value_between_its_interval_beside_its_null(
+    suite: Suite, reference: Reference, losses: DenoisingLosses
+) -> None:
+    measured = suite.measure(reference, images(60, 2), losses)
+    assert list(measured) == list(METRICS)
+    for name, m in measured.items():
+        assert m.value is not None, m.note
+        assert m.null is not None
+        assert m.note == ""
+        assert m.n > 0
+        assert m.higher_is_better is METRICS[name].higher_is_better
+        assert (m.low is None) == (m.high is None) == (name == "fid")
+        if m.low is not None and m.high is not None:
+            assert m.low <= m.value <= m.high
+
+
+def test_copies_heldout_images_and_noise(suite: Suite, reference: Reference) -> None:
+    def values(generated: Tensor) -> dict[str, float]:
+        return {n: m.value for n, m in suite.measure(reference, generated).items() if m.value is not None}
+
+    copies, heldout = values(images(40, 0)), values(images(60, 2))
+    far = values((images(60, 3) // 64 + 190).to(torch.uint8))
+    assert copies["copy_rate"] == 1
+    assert copies["average_minimum_distance"] == 0
+    assert heldout["copy_rate"] < 0.2
+    assert far["copy_rate"] == 0
+    null = reference.nulls["average_minimum_distance"]
+    assert heldout["average_minimum_distance"] == pytest.approx(null, rel=0.2)
+    assert far["average_minimum_distance"] > heldout["average_minimum_distance"]
+    for better in ("precision", "recall"):
+        assert far[better] < heldout[better]
+    for worse in ("kid", "fid"):
+        assert far[worse] > heldout[worse]
+
+
+def test_mirrored_training_images_are_copies(suite: Suite, reference: Reference) -> None:
+    measured = suite.measure(reference, images(40, 0).flip(-1))
+    assert measured["copy_rate"].value == 1
+    assert measured["average_minimum_distance"].value == 0
+
+
+def test_quality_is_measured_against_the_judge_and_not_against_train() -> None:
+    suite = Suite(["kid", "fid", "precision", "recall"], PIXELS)
+    one = suite.reference(images(40, 0), images(100, 1))
+    other = suite.reference(images(30, 7), images(100, 1))
+    assert suite.measure(one, images(60, 2)) == suite.measure(other, images(60, 2))
+
+
+def test_nulls_are_the_same_formulas_on_real_images(suite: Suite, reference: Reference) -> None:
+    measured = suite.measure(reference, images(100, 1))
+    assert measured["average_minimum_distance"].value == pytest.approx(measured["average_minimum_distance"].null)
+    assert measured["copy_rate"].null == pytest.approx(5 / 101)
+    assert measured["copy_rate"].value == pytest.approx(0.05, abs=0.02)
+    half = {name: reference.nulls[name] for name in ("precision", "recall", "kid", "fid")}
+    other_source = (images(100, 3) // 2).to(torch.uint8)
+    unlike = suite.measure(reference, other_source)
+    for name, null in half.items():
+        value = unlike[name].value
+        assert value is not None
+        assert null is not None
+        assert (value < null) == METRICS[name].higher_is_better
+
+
+def test_a_metric_that_lacks_something_says_so_and_the_others_go_on(
+    suite: Suite, reference: Reference, losses: DenoisingLosses
+) -> None:
+    without_images = suite.measure(reference, None, losses)
+    without_losses = suite.measure(reference, images(60, 2))
+    few = suite.measure(reference, images(1, 2), losses)
+    for name in METRICS:
+        needs_losses = name.startswith("membership")
+        assert (without_images[name].value is None) != needs_losses
+        assert (without_losses[name].value is None) == needs_losses
+        assert bool(without_images[name].note) != needs_losses
+    assert few["fid"].note == "needs more than 12 generated and 12 real images, got (1, 100)"
+    assert few["kid"].note == "needs 3 generated and 3 real images, got (1, 100)"
+    assert few["recall"].note == "needs 4 generated and 4 real images, got (1, 100)"
+    assert few["average_minimum_distance"].note == "needs 2 generated images, got 1"
+    assert few["copy_rate"].value == 0
+    assert Measurement.from_json(few["fid"].to_json()) == few["fid"]
+
+
+def test_one_image_a_set_is_no_error(suite: Suite) -> None:
+    one = suite.reference(images(1, 0), images(1, 1))
+    single = DenoisingLosses(*(torch.zeros(1) for _ in range(4)))
+    measured = suite.measure(one, images(1, 2), single)
+    assert {name for name, m in measured.items() if m.value is not None} == set()
+    assert all(m.note for m in measured.values())
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_the_order_of_generated_images_does_not_matter(suite: Suite, reference: Reference, seed: int) -> None:
+    generated = images(60, 2)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    measured, shuffled = suite.measure(reference, generated), suite.measure(reference, generated[order])
+    for name, m in measured.items():
+        for field in ("value", "low", "high"):
+            assert getattr(shuffled[name], field) == pytest.approx(getattr(m, field), rel=1e-9, abs=1e-12)
+
+
+def test_the_same_call_gives_the_same_numbers(suite: Suite, reference: Reference, losses: DenoisingLosses) -> None:
+    assert suite.measure(reference, images(60, 2), losses) == suite.measure(reference, images(60, 2), losses)
+
+
+def test_the_metric_classes_compute_what_the_suite_measures(
+    suite: Suite, reference: Reference, losses: DenoisingLosses
+) -> None:
+    generated = images(60, 2)
+    features = PixelEmbedding(2)(generated)
+    measured = suite.measure(reference, generated, losses)
+    near = rewards.suite.nearest_neighbors(
+        features, reference.train["pixels"], flipped_gallery=reference.flipped_train["pixels"]
+    ).distances
+    given: dict[str, list[tuple[Tensor, bool | None]]] = {
+        "average_minimum_distance": [(near[:, 0], None)],
+        "copy_rate": [(near, False), (reference.null_distances["pixels"][:, None], True)],
+        **dict.fromkeys(
+            ("membership", "membership_tpr"), [(losses.train_change, False), (losses.heldout_change, True)]
+        ),
+        **dict.fromkeys(("kid", "fid", "precision", "recall"), [(features, False), (reference.judge["pixels"], True)]),
+    }
+    for name, pieces in given.items():
+        metric = METRICS[name](**PIXELS.get(name, {}))
+        for piece, is_real in pieces:
+            metric.update(*((piece,) if is_real is None else (piece, is_real)))
+        assert float(metric.compute()) == pytest.approx(measured[name].value, rel=1e-5)
+        figure, axes = metric.plot()
+        assert axes.lines or axes.collections
+        figure.clear()
+        metric.reset()
+        assert all(len(state) == 0 for state in metric.metric_state.values())
+
+
+def test_every_image_is_embedded_once(monkeypatch: pytest.MonkeyPatch, reference: Reference) -> None:
+    seen: list[int] = []
+    embed = PixelEmbedding.__call__
+
+    def counted(self: PixelEmbedding, batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        return embed(self, batch)
+
+    monkeypatch.setattr(PixelEmbedding, "__call__", counted)
+    suite = Suite(list(METRICS), PIXELS)
+    suite.reference(images(40, 0), images(100, 1))
+    assert seen == [40, 40, 100]
+    suite.measure(reference, images(60, 2))
+    assert seen[3:] == [60]
+
+
+def test_losses_alone_need_no_embedding(monkeypatch: pytest.MonkeyPatch, losses: DenoisingLosses) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr(rewards.suite, "embedding", refuse)
+    suite = Suite(["membership"])
+    assert suite.measure(suite.reference(images(4, 0), images(4, 1)), None, losses)["membership"].value is not None
+
+
+def test_settings_reach_their_metric(reference: Reference) -> None:
+    suite = Suite(["copy_rate"], {"copy_rate": {"embeddings": ["pixels"], "rate": 0.2}})
+    assert suite.reference(images(40, 0), images(100, 1)).nulls["copy_rate"] == pytest.approx(20 / 101)
+    metric = suite.metrics["copy_rate"]
+    assert isinstance(metric, CopyRate)
+    assert metric.rate == 0.2
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (["kid", "beauty"], {}, r"'beauty'.*kid, fid"),
+        ([], {}, r"\[\].*choose among"),
+        (["kid"], {"beauty": {}}, "'beauty'"),
+        (["kid"], {"kid": {"subsets": 3}}, "subsets"),
+        (["kid"], {"kid": {"embedding": "inception"}}, "inception"),
+        (["copy_rate"], {"copy_rate": {"rate": 2}}, "rate=2"),
+    ],
+)
+def test_what_is_unknown_is_refused(names: list[str], given: Mapping[str, Mapping[str, Any]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Suite(names, given)
+
+
+def test_an_empty_set_of_real_images_is_refused(suite: Suite) -> None:
+    with pytest.raises(InputError, match="0 training and 3 held-out"):
+        suite.reference(images(0, 0), images(3, 1))
+
+
+def test_a_reference_can_be_sent_to_a_worker(suite: Suite, reference: Reference, tmp_path: Any) -> None:
+    torch.save(reference, tmp_path / "reference.pt")
+    there = torch.load(tmp_path / "reference.pt", weights_only=False)
+    assert suite.measure(there, images(60, 2)) == suite.measure(reference, images(60, 2))
+    assert replace(there, nulls={}) != reference
