@@ -18,7 +18,7 @@ from rich.progress import (
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policy import GroupTokenPolicy
-from envs.evaluators.cached import CachedEvaluator
+from agents.session import Session
 from rewards.objective import hypervolume
 
 
@@ -26,42 +26,41 @@ class PolicyCurves(BaseCallback):
     """Writes after every rollout: each group's selection probability, entropy, both axes, utility, best so far, counts.
 
     Args:
-        groups: Names of the toggles.
-        evaluator: Whose counters are logged.
+        session: Whose search is followed.
     """
 
-    def __init__(self, groups: tuple[str, ...], evaluator: CachedEvaluator) -> None:
+    def __init__(self, session: Session) -> None:
         super().__init__()
-        self.groups, self.evaluator = groups, evaluator
-        self._best = -np.inf
-        self._front: list[tuple[float, float]] = []
+        self.session = session
 
     def _on_step(self) -> bool:
-        infos = [info for info in self.locals["infos"] if "schedule" in info]
-        measured = [info for info in infos if "utility" in info]
-        for info in measured:
-            self._best = max(self._best, info["utility"])
-            self._front.append((info["quality"], info["privacy"]))
+        measured = [info for info in self.locals["infos"] if "utility" in info]
         for name in ("utility", "quality", "privacy"):
             if measured:
                 self.logger.record(f"search/{name}", float(np.mean([info[name] for info in measured])))
-        if self._front:
-            self.logger.record("search/best_utility", self._best)
-            self.logger.record("search/hypervolume", hypervolume(self._front))
-        self.logger.record("evaluations/distinct", self.evaluator.distinct)
-        self.logger.record("evaluations/cached", self.evaluator.cached)
-        self.logger.record("evaluations/failed", self.evaluator.failed)
         return True
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model.policy, GroupTokenPolicy)
+        self._record_search()
         observation, _ = self.model.policy.obs_to_tensor(self.locals["new_obs"])
         assert isinstance(observation, dict)
         probability = self.model.policy.network.probabilities(observation).mean(0).numpy()
-        for group, p in zip(self.groups, probability, strict=True):
+        for group, p in zip(self.session.bench.search.groups, probability, strict=True):
             self.logger.record(f"policy/probability/{group}", float(p))
         p = np.clip(probability, 1e-7, 1 - 1e-7)
         self.logger.record("policy/entropy_bits", float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum()))
+
+    def _on_training_end(self) -> None:
+        self._record_search()
+
+    def _record_search(self) -> None:
+        scored = self.session.scored()
+        if scored:
+            self.logger.record("search/best_utility", max(each.utility for each in scored))
+            self.logger.record("search/hypervolume", hypervolume(each.axes for each in scored))
+        for name in ("distinct", "cached", "failed"):
+            self.logger.record(f"evaluations/{name}", getattr(self.session.evaluator, name))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
 
             # Makes Hydra raise what is wrong with an override instead of printing many lines and exiting with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+            _set_up_logging()
             signal.signal(signal.SIGTERM, lambda *_: _interrupt())
             try:
                 application()
@@ -62,6 +62,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return main
 
     return decorate
+
+
+def _set_up_logging() -> None:
+    """Warnings go to stderr; a run folder's log takes what this project's own packages say besides."""
+    stderr = logging.StreamHandler()
+    stderr.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[stderr])
+    for package in ("agents", "envs", "rewards"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _interrupt() -> NoReturn:

@@ -18,6 +18,7 @@ from envs.task import Mask
 from rewards.errors import InputError
 
 SCHEMA = 1
+_NETWORK = "deep_sets"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def save_policy(folder: Path, policy: ExportedPolicy) -> None:
     """Writes ``policy.safetensors`` and ``policy.json``, each in one rename, the JSON last."""
     card = {
         "schema": SCHEMA,
-        "network": "deep_sets",
+        "network": _NETWORK,
         "width": policy.network.layout.width,
         "group_features": list(policy.group_features),
         "task_features": list(policy.task_features),
@@ -92,9 +93,9 @@ def load_policy(folder: str | Path) -> ExportedPolicy:
         weights = load_file(folder / "policy.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"no policy can be read from {folder}: {str(error).splitlines()[0]}", remedy) from error
-    schema = card.get("schema") if isinstance(card, dict) else None
-    if schema != SCHEMA:
-        raise InputError(f"{folder / 'policy.json'} has schema {schema!r}, this version reads {SCHEMA}", remedy)
+    kind = (card.get("schema"), card.get("network")) if isinstance(card, dict) else None
+    if kind != (SCHEMA, _NETWORK):
+        raise InputError(f"{folder / 'policy.json'} is of {kind}, this version reads {(SCHEMA, _NETWORK)}", remedy)
     try:
         layout = TokenLayout(len(card["group_features"]), len(card["task_features"]), int(card["width"]))
         network = SelectionNetwork(layout)

@@ -60,13 +60,12 @@ def _number(value: float | None) -> str:
 
 def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
     """Every measured mask on both axes, and how the best utility grew."""
-    found = [(e, session.axes(e)) for e in session.evaluations.values()]
-    measured = [(evaluation, axes) for evaluation, axes in found if axes["utility"] is not None]
-    quality, privacy, utility = (
-        [float(axes[k] or 0) for _, axes in measured] for k in ("quality", "privacy", "utility")
-    )
+    scored = session.scored()
+    quality, privacy = zip(*(each.axes for each in scored), strict=True)
+    utility = [each.utility for each in scored]
+    shares = [each.evaluation.trainable_share for each in scored]
     figure, (plane, curve) = plt.subplots(1, 2, figsize=(10, 4.2))
-    points = plane.scatter(quality, privacy, c=[e.trainable_share for e, _ in measured], cmap="viridis", vmin=0, vmax=1)
+    points = plane.scatter(quality, privacy, c=shares, cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(points, ax=plane, label="share of the parameters that may learn")
     plane.plot([0, 1], [1, 0], "k.", markersize=4)
     plane.annotate("base", (0, 1), textcoords="offset points", xytext=(4, -10), fontsize=8)

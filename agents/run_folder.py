@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
+import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from envs.datasets.base import SplitDataset
 from envs.evaluators.cached import Served
 from rewards.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -28,7 +35,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
         self._evaluations: IO[str] | None = None
 
     @classmethod
@@ -57,12 +63,15 @@ class RunFolder:
         Raises:
             InputError: If the folder is not a run of that job.
         """
-        folder = Path(path)
-        config_file = folder / ".hydra" / "config.yaml"
-        if not config_file.is_file() or folder.parent.parent.name != job:
-            raise InputError(f"resume={path} is no {job} run", f"name a folder like runs/{job}/<task>/<time>-<id>")
-        config = OmegaConf.load(config_file)
-        assert isinstance(config, DictConfig)
+        folder = Path(path).resolve()
+        remedy = f"name a folder like runs/{job}/<task>/<time>-<id>"
+        try:
+            config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"resume={path} holds no configuration of a run: {reason}", remedy) from error
+        if not isinstance(config, DictConfig) or folder.parent.parent.name != job:
+            raise InputError(f"resume={path} is no {job} run", remedy)
         return cls(folder), config
 
     @property
@@ -71,21 +80,27 @@ class RunFolder:
         return self.path.name
 
     def __enter__(self) -> RunFolder:
-        try:
-            self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path} is being written by another process", "wait for it, or stop it") from error
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error}", "name another run_dir") from error
-        # A resumed run asks everything again, and the store answers: the file is written anew, in the same order.
-        self._evaluations = (self.path / "evaluations.jsonl").open("w", encoding="utf-8")
+        with ExitStack() as opened:
+            try:
+                lock = opened.enter_context((self.path / ".lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A resumed run asks everything again, and the store answers: what is written on the way starts anew.
+                shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+                self._evaluations = opened.enter_context((self.path / "evaluations.jsonl").open("w", encoding="utf-8"))
+                opened.enter_context(_log_kept_in(self.path / "log.txt"))
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{self.path} is being written by another process", "wait for it, or stop it"
+                ) from error
+            except OSError as error:
+                raise InputError(f"{self.path} cannot be written: {error}", "name another run_dir") from error
+            self._opened = opened.pop_all()
+        _log.info("begun by process %d", os.getpid())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for file in (self._evaluations, self._lock):
-            if file is not None:
-                file.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        _log.info("ended by process %d", os.getpid(), exc_info=error)
+        self._opened.close()
 
     def record(self, served: Served) -> None:
         """Appends an answered request to ``evaluations.jsonl``, store hits marked."""
@@ -107,3 +122,15 @@ class RunFolder:
         rejects: Iterable[Mapping[str, str]] = ({"id": r.id, "reason": r.reason} for r in dataset.rejects)
         pairs = [list(pair) for pair in dataset.near_duplicates]
         self.write_json("data.json", {"rejects": list(rejects), "near_duplicates": pairs})
+
+
+@contextmanager
+def _log_kept_in(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agents.run_folder import RunFolder
 from agents.settings import TrainSettings
@@ -17,7 +19,7 @@ from envs.store import EvaluationStore
 from envs.task import Schedule, SelectionTask
 from envs.vector import SelectionVecEnv
 from rewards.errors import InputError
-from rewards.objective import AnchoredObjective, NotMeasuredError
+from rewards.objective import AnchoredObjective, Axes, NotMeasuredError
 
 Show = Callable[[str, int], None]
 """Told what is being measured, and how many distinct evaluations of it are there."""
@@ -33,6 +35,14 @@ class Counts:
     cached: int
     failed: int
     seconds: float
+
+
+class Scored(NamedTuple):
+    """An evaluation of the search and where it stands at the run's preference."""
+
+    evaluation: Evaluation
+    axes: Axes
+    utility: float
 
 
 @dataclass(frozen=True)
@@ -114,23 +124,29 @@ class Session:
         """``quality``, ``privacy`` and ``utility`` of an evaluation of the search, at the run's preference."""
         return named_axes(self.objective, evaluation, self.settings.preference)
 
+    def scored(self) -> list[Scored]:
+        """What the search has measured so far, in the order of the answers, without the failures."""
+        scored = []
+        for evaluation in self.evaluations.values():
+            with suppress(NotMeasuredError):
+                axes = self.objective.axes(evaluation.metrics)
+                scored.append(Scored(evaluation, axes, self.objective.utility(axes, self.settings.preference)))
+        return scored
+
     def best(self) -> Evaluation:
         """The measured schedule of highest utility at the run's preference; of equals, the one that trains least.
 
         Raises:
             InputError: If every evaluation failed.
         """
-        scored = []
-        for schedule, evaluation in self.evaluations.items():
-            utility = self.axes(evaluation)["utility"]
-            if utility is not None:
-                scored.append((-utility, evaluation.trainable_parameters, schedule.key, evaluation))
+        scored = self.scored()
         if not scored:
             failures = sorted({e.failure for e in self.evaluations.values()})
             raise InputError(
                 f"all {len(self.evaluations)} evaluations failed: {failures}", "mend the reason and resume"
             )
-        return min(scored, key=lambda entry: entry[:3])[3]
+        first = min(scored, key=lambda s: (-s.utility, s.evaluation.trainable_parameters, s.evaluation.schedule))
+        return first.evaluation
 
     def final_table(self, chosen: Schedule) -> FinalTable:
         """Measures the choice and both anchors on the test split.
@@ -183,10 +199,16 @@ class Session:
             self.folder.record(served)
             if task is self.bench.search:
                 self.evaluations.setdefault(served.evaluation.schedule, served.evaluation)
+            _log.info("%s: %s%s", what, _line(served.evaluation), " (stored)" if served.hit else "")
             self.show(what, evaluator.distinct)
 
         evaluator = CachedEvaluator(self.bench.make_evaluator(task), self.store, task, self.folder.id, record)
         return evaluator
+
+
+def _line(evaluation: Evaluation) -> str:
+    metrics = ", ".join(f"{name} {m.value:.4g}" for name, m in evaluation.metrics.items() if m.value is not None)
+    return f"{evaluation.schedule.key}: {evaluation.failure or metrics}, {evaluation.seconds:.1f} s"
 
 
 def named_axes(

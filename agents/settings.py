@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from envs.task import InnerBudget
 from rewards.errors import InputError
 from rewards.objective import Scalarization
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[FiniteFloat, Field(gt=0)]
+Weight = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class EnvSettings:
     """
 
     name: str
-    size: int
-    train: int
-    heldout: int
-    test: int
-    seed: int = 0
-    radius: float | None = None
+    size: Count
+    train: Count
+    heldout: Count
+    test: Count
+    seed: Annotated[int, Field(ge=0)] = 0
+    radius: Weight | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,17 +72,13 @@ class EvaluatorSettings:
     Attributes:
         name: ``finetune`` or ``synthetic``.
         workers: Processes; None for one a GPU, or one a core without one. 0 evaluates in the main process.
-        threads: Of torch in each. More workers of one thread beat fewer of more; another number gives other rounding, so it is
-            part of a task's identity.
+        threads: Of torch in each. More workers of one thread beat fewer of more; another number rounds differently, so it
+            is part of a task's identity.
     """
 
     name: str
-    workers: int | None = None
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise InputError(f"evaluator.threads={self.threads}", "set it to 1 or more")
+    workers: Annotated[int, Field(ge=0)] | None = None
+    threads: Count = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RewardSettings:
     privacy: list[str]
     scalarization: Scalarization = "chebyshev"
     rho: float = 0.05
-    failure_penalty: float = -1.0
+    failure_penalty: FiniteFloat = -1.0
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,15 @@ class AgentSettings:
         width: Of the policy's hidden layers.
     """
 
-    name: str
+    name: Literal["ppo"]
     rollout: int
-    learning_rate: float
-    epochs: int
-    clip_range: float
-    entropy: float
-    value: float
-    max_episodes: int
-    width: int
+    learning_rate: Rate
+    epochs: Count
+    clip_range: Rate
+    entropy: Weight
+    value: Weight
+    max_episodes: Count
+    width: Count
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class FinalSettings:
         seed_offset: Added to the run's seed, so that the choice is not judged by the luck it was chosen by.
     """
 
-    images: int
-    seed_offset: int
+    images: Count
+    seed_offset: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -33,13 +34,15 @@ def main(config: DictConfig) -> None:
     else:
         folder, config = _run_to_resume(config.resume)
     settings = read_settings(config, TrainSettings)
+    # Wherever the run is resumed from, it finds what it has paid for.
+    config.store.path = str(Path(settings.store.path).absolute())
     bench = prepare(settings)
     # Everything that can be wrong with the call has been looked at before a folder is made.
     with closing(EvaluationStore(settings.store.path)) as store:
         if folder is None:
             task = f"{bench.search.env}-{bench.search.method}-{bench.search.id[:8]}"
             folder = RunFolder.create(settings.run_dir, "train", task, config, overrides)
-        with folder:
+        with folder, _interruption_explained(folder):
             print(f"run {folder.path}", flush=True)
             summary = train(settings, bench, store, folder)
     selected, axes = summary["selected"], summary["axes"]
@@ -60,7 +63,7 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
     if bench.dataset is not None:
         folder.write_data_check(bench.dataset)
     totals = {"search": settings.budget.evaluations + 2, "final table": 3}
-    with _interruption_explained(folder), search_progress(totals) as show:
+    with search_progress(totals) as show:
         session = Session(settings, bench, store, folder, show)
         with closing(session), closing(session.environment()) as env:
             network = learn(
@@ -69,7 +72,7 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
                 budget=settings.budget.evaluations,
                 seed=settings.seed,
                 tensorboard=folder.path / "tensorboard",
-                callback=PolicyCurves(bench.search.groups, session.evaluator),
+                callback=PolicyCurves(session),
             )
         best = session.best()
         table = session.final_table(best.schedule)

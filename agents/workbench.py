@@ -22,7 +22,7 @@ from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
 from envs.features import TASK_FEATURES, task_vector
-from envs.groups import GROUP_FEATURES, feature_matrix, find_groups
+from envs.groups import GROUP_FEATURES, LayerGroup, feature_matrix, find_groups
 from envs.methods import find_method
 from envs.task import SelectionTask
 from rewards.errors import InputError
@@ -65,13 +65,13 @@ def prepare(settings: TrainSettings) -> Workbench:
     Raises:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
+    find_method(settings.method.name)
+    for metrics in (settings.reward.metrics, settings.reward.final_metrics):
+        Suite(metrics)
     if settings.evaluator.name == "synthetic":
         return _synthetic(settings)
     if settings.evaluator.name != "finetune":
         raise InputError(f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune or synthetic")
-    find_method(settings.method.name)
-    for metrics in (settings.reward.metrics, settings.reward.final_metrics):
-        Suite(metrics)
     env = settings.env
     dataset = prepare_dataset(
         env.name,
@@ -159,8 +159,17 @@ def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
 
 def _synthetic(settings: TrainSettings) -> Workbench:
     """Invented numbers in microseconds: to try the machinery, never to learn anything about a data set."""
-    names = tuple(f"group {i}" for i in range(8))
+    invented = ("kid", "membership")
+    unknown = sorted({*settings.reward.quality, *settings.reward.privacy} - set(invented))
+    if unknown:
+        raise InputError(f"the synthetic evaluator has no {', '.join(unknown)}", f"reward {' and '.join(invented)}")
+    blocks = [("input", 0), *[("down", i) for i in range(3)], ("mid", 2), *[("up", i) for i in (2, 1, 0)]]
+    names = tuple(f"{kind} {level}" for kind, level in blocks)
     evaluator = SyntheticEvaluator(names, seed=settings.seed)
+    groups = [
+        LayerGroup(name, (), kind, i / (len(blocks) - 1), 0.5**level, 32 * 2**level, parameters)
+        for i, (name, (kind, level), parameters) in enumerate(zip(names, blocks, evaluator.parameters, strict=True))
+    ]
     search = SelectionTask(
         env="synthetic",
         split_sha256="",
@@ -170,15 +179,14 @@ def _synthetic(settings: TrainSettings) -> Workbench:
         scheme="synthetic",
         groups=names,
         inner=settings.inner,
-        metrics=("kid", "membership"),
+        metrics=invented,
         seed=settings.seed,
     )
-    share = np.asarray(evaluator.parameters) / sum(evaluator.parameters)
     return Workbench(
         search=search,
         final=dataclasses.replace(_final(search, settings), metrics=search.metrics),
-        group_features=np.column_stack([np.linspace(0, 1, len(names)), share]).astype(np.float32),
-        group_feature_names=("depth", "share"),
+        group_features=feature_matrix(groups),
+        group_feature_names=GROUP_FEATURES,
         task_features=task_vector(settings.env.train, settings.inner),
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),

@@ -86,10 +86,7 @@ def _train_phase(
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
     for step in range(start, stop):
         latents, states, noise, t = next(draws)
-        if step < budget.warmup:
-            optimizer.param_groups[0]["lr"] = budget.learning_rate * (step + 1) / budget.warmup
-        elif step == budget.warmup:
-            optimizer.param_groups[0]["lr"] = budget.learning_rate
+        optimizer.param_groups[0]["lr"] = budget.learning_rate_at(step)
         noisy, target = backbone.noised(latents, noise, t)
         loss = F.mse_loss(backbone.predict(noisy, t, states), target)
         loss.backward()

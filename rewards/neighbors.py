@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbors:
     """The k nearest gallery members of n queries, nearest first; of equally near ones, the lowest index first.
 

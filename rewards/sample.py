@@ -12,7 +12,7 @@ from rewards.neighbors import Neighbors
 from rewards.reference import Reference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoisingLosses:
     """Mean denoising loss of each image over one fixed grid of (t, noise), the same for both models.
 
@@ -52,7 +52,7 @@ class DenoisingLosses:
         return self.heldout.double() - self.base_heldout.double()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What the metrics of a suite share: embedded and searched once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets.base import ImageSet, SplitDataset
 from envs.evaluators.base import Evaluation
-from envs.finetune import TrainingSet, finetune
+from envs.finetune import DivergedError, TrainingSet, finetune
 from envs.generate import generate
 from envs.groups import find_groups
 from envs.losses import denoising_losses
 from envs.methods import find_method
 from envs.task import Schedule, SelectionTask
+from rewards.errors import InputError
 from rewards.measurement import Measurement
 from rewards.reference import Reference
 from rewards.sample import DenoisingLosses
@@ -67,17 +69,27 @@ class FineTuneEvaluator:
         dataset: The images.
         backbone: With its denoiser in its pretrained state.
 
+    Raises:
+        InputError: If the task asks for more sampling steps than the backbone has timesteps, or names an unknown group
+            scheme, method or metric.
+
     Attributes:
         seconds: Of the last evaluation's parts: ``finetune``, ``generate``, ``losses``, ``measure``.
     """
 
     def __init__(self, task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone) -> None:
+        if task.inner.sampling_steps > backbone.timesteps:
+            raise InputError(
+                f"inner.sampling_steps={task.inner.sampling_steps}", f"the backbone has {backbone.timesteps} at most"
+            )
         self.task, self.backbone = task, backbone
         self.seconds: dict[str, float] = {}
         groups = find_groups(backbone.denoiser, task.scheme)
         self.attachment = find_method(task.method)(backbone.denoiser, groups)
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
-        self._base = {name: tensor.clone() for name, tensor in backbone.denoiser.state_dict().items()}
+        # Not state_dict(): it leaves out the buffers that are not saved.
+        state = itertools.chain(backbone.denoiser.named_parameters(), backbone.denoiser.named_buffers())
+        self._base = {name: tensor.detach().clone() for name, tensor in state}
 
         judge = dataset.test if task.judge == "test" else dataset.heldout
         self._empty = backbone.encode_captions([""])
@@ -91,7 +103,7 @@ class FineTuneEvaluator:
         """Fine-tunes, generates, measures, restores.
 
         Raises:
-            DivergedError: If the loss is not finite.
+            DivergedError: If a loss is not finite.
             RuntimeError: From torch, for example out of memory. The backbone is restored in every case.
         """
         started = time.perf_counter()
@@ -140,6 +152,8 @@ class FineTuneEvaluator:
     def _measure(self, images: NDArray[np.uint8]) -> Mapping[str, Measurement]:
         with self._clock("losses"):
             train, judge = self._losses()
+            if not (train.isfinite().all() and judge.isfinite().all()):
+                raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
             base_train, base_judge = self._base_losses
             losses = DenoisingLosses(train=train, heldout=judge, base_train=base_train, base_heldout=base_judge)
         with self._clock("measure"):
@@ -161,8 +175,7 @@ class FineTuneEvaluator:
         for name, parameter in selected.items():
             parameter.copy_(self._base[name])
         for name, buffer in self.backbone.denoiser.named_buffers():
-            if name in self._base:
-                buffer.copy_(self._base[name])
+            buffer.copy_(self._base[name])
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.backbones.pretrain.autoencoder import build_autoencoder
-from envs.backbones.pretrain.denoiser import build_denoiser, build_scheduler
+from envs.backbones.pretrain.denoiser import Denoiser, build_denoiser
+from envs.backbones.pretrain.pipeline import save_pipeline
 from envs.backbones.pretrain.text import build_text_encoder, build_tokenizer, phantom_captions
 
 CPU = torch.device("cpu")
@@ -25,17 +26,8 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         tokenizer = build_tokenizer(phantom_captions())
         small = {"sample_size": 8, "block_out_channels": (8, 16, 16), "norm_num_groups": 4}
-        pipeline = StableDiffusionPipeline(
-            vae=build_autoencoder(),
-            text_encoder=build_text_encoder(tokenizer),
-            tokenizer=tokenizer,
-            unet=UNet2DConditionModel.from_config(build_denoiser().config, **small),
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+        unet = UNet2DConditionModel.from_config(build_denoiser().config, **small)
+        save_pipeline(build_autoencoder(), tokenizer, Denoiser(unet, build_text_encoder(tokenizer)), folder)
     return folder
 
 

@@ -123,8 +123,10 @@ def test_features_of_groups(name: str) -> None:
     assert matrix.max() <= 1
     column = dict(zip(GROUP_FEATURES, matrix.T, strict=True))
     assert column["share"].sum() == pytest.approx(1)
-    assert [KINDS[i] for i in np.stack([column[f"kind_{kind}"] for kind in KINDS]).argmax(0)] == [g.kind for g in groups]
-    np.testing.assert_allclose(10 ** (4 * column["log_channels"].astype(float)), [g.channels for g in groups], rtol=1e-4)
+    for kind in KINDS:
+        assert column[f"kind_{kind}"].tolist() == [group.kind == kind for group in groups]
+    channels = 10 ** (4 * column["log_channels"].astype(float))
+    np.testing.assert_allclose(channels, [g.channels for g in groups], rtol=1e-4)
     parameters = 10 ** (9 * column["log_parameters"].astype(float))
     np.testing.assert_allclose(parameters, [g.parameters for g in groups], rtol=1e-4)
 

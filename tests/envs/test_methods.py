@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from envs.backbones.pretrain.denoiser import build_denoiser
@@ -60,8 +60,9 @@ def test_full_is_everything(denoiser: nn.Module) -> None:
 
 def test_attention_is_what_lies_in_attention_layers(denoiser: nn.Module) -> None:
     attachment = attached(denoiser, "attention")
-    # In a conditional UNet `attentions` are whole transformers, whose attention layers are attn1 (self) and attn2 (cross).
-    inside = (".attn1.", ".attn2.") if any(".attn1." in n for n, _ in denoiser.named_parameters()) else (".attentions.",)
+    # `attentions` are the layers themselves, but in a conditional UNet transformers with attn1 (self) and attn2 (cross).
+    conditional = isinstance(denoiser, UNet2DConditionModel)
+    inside = (".attn1.", ".attn2.") if conditional else (".attentions.",)
     expected = sorted(n for n, _ in denoiser.named_parameters() if any(part in n for part in inside))
     assert len(expected) > 10
     assert names(attachment, (True,) * len(attachment.parameters)) == expected

@@ -59,6 +59,18 @@ def test_copies_are_at_exactly_zero_and_near_copies_are_told_apart_far_from_the_
     assert (found.distances[10:, 0] > 0).all()
 
 
+def test_neighbours_nearer_to_each_other_than_the_products_rounding_are_ranked_by_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centre = 1e4 * torch.randn(1000, generator=generator, dtype=torch.float64)
+    gallery, queries = (
+        centre + 1e-4 * torch.randn(n, 1000, generator=generator, dtype=torch.float64) for n in (30, 10)
+    )
+    found = nearest_neighbors(queries, gallery, k=5)
+    distances, indices = brute_force(queries, [gallery], 5, False)
+    np.testing.assert_array_equal(found.indices.numpy(), indices)
+    np.testing.assert_allclose(found.distances.numpy(), distances, rtol=1e-12)
+
+
 def test_the_mirror_image_of_a_member_is_that_member() -> None:
     images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     features, flipped = images.flatten(1), images.flip(-1).flatten(1)

@@ -75,8 +75,7 @@ def test_more_of_an_axis_is_never_worse_and_the_corners_are_zero_and_one(
 
 
 def test_preference_is_the_weight_of_privacy() -> None:
-    for scalarization in ("chebyshev", "weighted_sum"):
-        objective = Objective(scalarization=scalarization).anchor(BASE, FULL)
+    for objective in (anchored("chebyshev"), anchored("weighted_sum")):
         assert objective.utility(Axes(0, 1), 1) == pytest.approx(1)
         assert objective.utility(Axes(1, 0), 1) == pytest.approx(0)
         assert objective.utility(Axes(0, 1), 0.8) > objective.utility(Axes(1, 0), 0.8)
@@ -86,21 +85,20 @@ def test_preference_is_the_weight_of_privacy() -> None:
 def test_chebyshev_finds_a_trade_off_that_the_weighted_sum_does_not() -> None:
     candidates = [Axes(1, 0), Axes(0.4, 0.4), Axes(0, 1)]
     preferences = np.linspace(0, 1, 21)
-    for scalarization, found in (("chebyshev", True), ("weighted_sum", False)):
-        objective = Objective(scalarization=scalarization).anchor(BASE, FULL)
-        best = {max(candidates, key=lambda axes: objective.utility(axes, w)) for w in preferences}  # noqa: B023
+    for objective, found in ((anchored("chebyshev"), True), (anchored("weighted_sum"), False)):
+        best = {max(candidates, key=lambda axes: objective.utility(axes, w)) for w in preferences}
         assert (Axes(0.4, 0.4) in best) is found
 
 
 @pytest.mark.parametrize("kid", [10.0, 12.0])
 def test_full_fine_tuning_must_be_better_than_the_base_model(kid: float) -> None:
-    with pytest.raises(InputError, match="no better than the base model by kid: .*inner.steps"):
+    with pytest.raises(InputError, match=r"no better than the base model by kid: .*inner\.steps"):
         Objective().anchor(BASE, metrics(kid, 0.9))
 
 
 @pytest.mark.parametrize("auc", [0.5, 0.4])
 def test_full_fine_tuning_must_memorize(auc: float) -> None:
-    with pytest.raises(InputError, match="memorizes nothing by membership: .*inner.steps"):
+    with pytest.raises(InputError, match=r"memorizes nothing by membership: .*inner\.steps"):
         Objective().anchor(BASE, metrics(2.0, auc))
 
 
