@@ -72,8 +72,8 @@ class EvaluatorSettings:
     Attributes:
         name: ``finetune`` or ``synthetic``.
         workers: Processes; None for one a GPU, or one a core without one. 0 evaluates in the main process.
-        threads: Of torch in each. More workers of one thread beat fewer of more; another number rounds differently, so it
-            is part of a task's identity.
+        threads: Of torch in each. More workers of one thread beat fewer of more; another number rounds differently, so
+            it is part of a task's identity.
     """
 
     name: str

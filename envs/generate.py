@@ -16,7 +16,6 @@ from envs.seeding import torch_generator
 _CHUNK = 64
 
 
-@torch.inference_mode()
 def generate(
     backbone: LatentBackbone,
     states: Tensor,
@@ -26,7 +25,22 @@ def generate(
     guidance_scale: float,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """One image for each row of ``states``, uint8 RGB ``(n, height, width, 3)``.
+    """The decoded images of `sample_latents`, uint8 RGB ``(n, height, width, 3)``; see there for the arguments."""
+    latents = sample_latents(backbone, states, empty_state, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    return backbone.decode_latents(latents)
+
+
+@torch.inference_mode()
+def sample_latents(
+    backbone: LatentBackbone,
+    states: Tensor,
+    empty_state: Tensor,
+    *,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+) -> Tensor:
+    """One scaled latent for each row of ``states``, ``(n, c, h, w)``.
 
     All noise of image i depends on ``seed`` and i alone, so every mask is sampled from the same noise.
 
@@ -60,4 +74,4 @@ def generate(
                 prediction = backbone.predict(scaled, t, condition)
             x = scheduler.step(prediction, t, x, return_dict=False, **drawn)[0]
         latents.append(x)
-    return backbone.decode_latents(torch.cat(latents))
+    return torch.cat(latents)

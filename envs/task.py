@@ -60,8 +60,8 @@ class InnerBudget:
         batch_size: Images a step.
         learning_rate: AdamW's peak.
         warmup: Steps of linear warm-up.
-        decay: ``linear`` to 0 at the last step, or ``none``. Without decay the last few batches decide where the weights
-            end: on chest X-rays KID then spreads four times as wide over seeds.
+        decay: ``linear`` to 0 after the last step, or ``none``. Without decay the last few batches decide where the
+            weights end: on chest X-rays KID then spreads four times as wide over seeds.
         weight_decay: AdamW's.
         caption_dropout: Probability that a caption is replaced by the empty one (for guidance).
         images: Generated for each evaluation.

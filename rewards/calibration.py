@@ -78,17 +78,16 @@ def wilson(flagged: int, n: int) -> Estimate:
     return Estimate(flagged / n, float(interval.low), float(interval.high), n)
 
 
-def bootstrap_mean(values: Tensor, *, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """A mean with its percentile bootstrap interval over the values.
+def bootstrap_mean(values: Tensor, *, seed: int = 0) -> Estimate:
+    """A mean with its percentile bootstrap interval over the values, of 2000 resamples.
 
     Args:
         values: ``(n,)``, n > 1.
         seed: Of the resampling; the interval depends on it in the third digit.
-        resamples: How many.
     """
     sample = np.sort(values.double().numpy())
     result = stats.bootstrap(
-        (sample,), np.mean, n_resamples=resamples, confidence_level=CONFIDENCE, method="percentile", rng=seed
+        (sample,), np.mean, n_resamples=2000, confidence_level=CONFIDENCE, method="percentile", rng=seed
     )
     interval = result.confidence_interval
     return Estimate(float(sample.mean()), float(interval.low), float(interval.high), len(sample))

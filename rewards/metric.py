@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rewards.errors import InputError
 from rewards.estimate import Estimate
-from rewards.features import embedding
 from rewards.measurement import Measurement
 from rewards.reference import Reference
 from rewards.sample import Sample
@@ -37,8 +36,6 @@ class RewardMetric(torchmetrics.Metric, ABC):
     def __init__(self, embeddings: Sequence[str] = ()) -> None:
         super().__init__()
         self.embeddings = tuple(embeddings)
-        for each in self.embeddings:
-            embedding(each)
 
     @abstractmethod
     def shortfall(self, sample: Sample) -> str:
@@ -55,7 +52,8 @@ class RewardMetric(torchmetrics.Metric, ABC):
     def measure(self, sample: Sample) -> Measurement:
         """The value beside its null; without a value, and with the reason as note, where there is a shortfall."""
         null = sample.reference.nulls[self.name]
-        note = self._missing_images(sample) or self.shortfall(sample)
+        imageless = bool(self.embeddings) and not sample.size
+        note = "no image was generated" if imageless else self.shortfall(sample)
         if note:
             return Measurement(None, null, None, None, 0, self.higher_is_better, note)
         value, low, high, n = self.estimate(sample)
@@ -64,9 +62,6 @@ class RewardMetric(torchmetrics.Metric, ABC):
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """A figure and its axes: one value as a point, several as a curve. See torchmetrics."""
         return self._plot(val, ax)
-
-    def _missing_images(self, sample: Sample) -> str:
-        return "no image was generated" if self.embeddings and not sample.size else ""
 
 
 def check_setting(name: str, value: float, low: float, high: float) -> None:

@@ -85,13 +85,13 @@ class Objective:
         for name, scale in quality.items():
             if not _rises(scale, full[name]):
                 raise InputError(
-                    f"full fine-tuning is no better than the base model by {name}: {scale.one:.4g}, {scale.zero:.4g}",
+                    f"full fine-tuning is no better than the base model: {name} {scale.one:.4g}, base {scale.zero:.4g}",
                     "raise inner.steps or inner.images, change inner.learning_rate, or reward another quality metric",
                 )
         for name, scale in privacy.items():
             if not _rises(scale, full[name]):
                 raise InputError(
-                    f"full fine-tuning memorizes nothing by {name}: {scale.zero:.4g}, held-out images {scale.one:.4g}",
+                    f"full fine-tuning memorizes nothing: {name} {scale.zero:.4g}, held-out images {scale.one:.4g}",
                     "raise inner.steps or inner.images, use fewer training images, or reward another privacy metric",
                 )
         scales = [(name, other) for name, (other, _) in quality.items()] + [(n, one) for n, (_, one) in privacy.items()]

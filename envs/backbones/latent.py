@@ -56,7 +56,7 @@ class LatentBackbone:
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self.scaling_factor = float(self.autoencoder.config.scaling_factor)
         self.timesteps = int(self.scheduler.config.num_train_timesteps)
-        # Many samplers scale noise their own way (Euler, DPM-Solver): what a denoiser learns from is DDPM's forward process.
+        # Samplers scale noise each their own way (Euler, DPM-Solver); a denoiser learns from DDPM's forward process.
         self._forward_process = DDPMScheduler.from_config(self.scheduler.config)
         guard_group_norms(self.denoiser)
 
@@ -145,7 +145,7 @@ def load_latent_backbone(path: str | Path, *, name: str, device: torch.device) -
 
 
 def _load_whole(kind: Any, folder: Path) -> nn.Module:
-    """A model with every weight from its file: what is missing there would be drawn at random, with a warning at most."""
+    """A model with every weight from its file: one missing there would be drawn at random, with a warning at most."""
     model: nn.Module
     model, report = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     if report["missing_keys"]:

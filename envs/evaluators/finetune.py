@@ -39,7 +39,7 @@ class FineTuneFactory:
         dataset: Its images.
         backbone_path: The pipeline folder.
         devices: One a worker, reused in turn: ``("cuda:0", "cuda:1")`` or ``("cpu",)``.
-        threads: Of torch in each worker. Sums are rounded differently with another number, so the task's options name it.
+        threads: Of torch in each worker. Another number rounds sums differently, so the task's options name it.
     """
 
     task: SelectionTask
@@ -93,11 +93,12 @@ class FineTuneEvaluator:
 
         judge = dataset.test if task.judge == "test" else dataset.heldout
         self._empty = backbone.encode_captions([""])
-        self._train, self._judge = self._prepare(dataset.train), self._prepare(judge)
-        self._generated_states = self._train.states[torch.arange(task.inner.images) % len(dataset.train)]
+        self.training_set, self._judge = self._prepare(dataset.train), self._prepare(judge)
+        self._generated_states = self.training_set.states[torch.arange(task.inner.images) % len(dataset.train)]
         self.suite = Suite(task.metrics)
         self._reference: Reference = self.suite.reference(_as_tensor(dataset.train.images), _as_tensor(judge.images))
         self._base_losses = self._losses()
+        self._restore({})  # buffers that a forward pass moves
 
     def evaluate(self, schedule: Schedule) -> Evaluation:
         """Fine-tunes, generates, measures, restores.
@@ -137,7 +138,9 @@ class FineTuneEvaluator:
 
     def _learn_and_generate(self, schedule: Schedule) -> tuple[int, NDArray[np.uint8]]:
         with self._clock("finetune"):
-            steps = finetune(self.backbone, self.attachment, schedule, self._train, self.task.inner, self.task.seed)
+            steps = finetune(
+                self.backbone, self.attachment, schedule, self.training_set, self.task.inner, self.task.seed
+            )
         with self._clock("generate"):
             images = generate(
                 self.backbone,
@@ -165,7 +168,7 @@ class FineTuneEvaluator:
             denoising_losses(
                 self.backbone, images.latents, images.states, draws=self.task.inner.loss_draws, seed=self.task.seed
             )
-            for images in (self._train, self._judge)
+            for images in (self.training_set, self._judge)
         ]
         return both[0], both[1]
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
-from rewards.calibration import halves
 from rewards.estimate import Estimate
-from rewards.metric import RewardMetric
-from rewards.reference import Reference
-from rewards.sample import Sample
+from rewards.quality.feature_sets import FeatureSetMetric
 
 
 def fid(generated: Tensor, real: Tensor) -> Estimate:
@@ -44,8 +40,8 @@ def fid(generated: Tensor, real: Tensor) -> Estimate:
     return Estimate(value, None, None, n)
 
 
-class FID(RewardMetric):
-    """`fid` of features given in pieces. Its null, one half of the judge's images against the other, is biased more.
+class FID(FeatureSetMetric):
+    """`fid` of features given in pieces. Its null is of halves, so it is biased upwards more than its value.
 
     torchmetrics' `FrechetInceptionDistance` gives the same number, slower and for any number of images.
 
@@ -57,36 +53,10 @@ class FID(RewardMetric):
     higher_is_better = False
     plot_lower_bound = 0.0
 
-    generated: list[Tensor]
-    real: list[Tensor]
+    def compare(self, generated: Tensor, real: Tensor) -> Estimate:
+        """See `FeatureSetMetric`."""
+        return fid(generated, real)
 
-    def __init__(self, embedding: str = "efficientnet_lite0") -> None:
-        super().__init__([embedding])
-        self.add_state("generated", default=[], dist_reduce_fx="cat")
-        self.add_state("real", default=[], dist_reduce_fx="cat")
-
-    def update(self, features: Tensor, real: bool) -> None:
-        """Adds features ``(n, d)`` of real or of generated images."""
-        (self.real if real else self.generated).append(features)
-
-    def compute(self) -> Tensor:
-        """The value so far."""
-        return torch.tensor(fid(dim_zero_cat(self.generated), dim_zero_cat(self.real)).value)
-
-    def shortfall(self, sample: Sample) -> str:
-        """See `RewardMetric`."""
-        d = self._real(sample.reference).shape[1]
-        sizes = sample.size, sample.reference.judge_size
-        return f"needs more than {d} generated and {d} real images, got {sizes}" if min(sizes) <= d else ""
-
-    def estimate(self, sample: Sample) -> Estimate:
-        """See `RewardMetric`."""
-        return fid(sample.features[self.embeddings[0]], self._real(sample.reference))
-
-    def null(self, reference: Reference) -> float | None:
-        """See `RewardMetric`."""
-        real = self._real(reference)
-        return fid(*halves(real)).value if len(real) // 2 > real.shape[1] else None
-
-    def _real(self, reference: Reference) -> Tensor:
-        return reference.judge[self.embeddings[0]]
+    def least(self, dimensions: int) -> int:
+        """See `FeatureSetMetric`."""
+        return dimensions + 1

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
-from rewards.calibration import halves, normal
+from rewards.calibration import normal
 from rewards.estimate import Estimate
-from rewards.metric import RewardMetric
-from rewards.reference import Reference
-from rewards.sample import Sample
+from rewards.quality.feature_sets import FeatureSetMetric
 
 
 def kid(generated: Tensor, real: Tensor) -> Estimate:
@@ -42,8 +38,8 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-class KID(RewardMetric):
-    """`kid` of features given in pieces. Its null is that of one half of the judge's images against the other.
+class KID(FeatureSetMetric):
+    """`kid` of features given in pieces.
 
     torchmetrics' `KernelInceptionDistance` takes images, and random subsets of one size from both sets.
 
@@ -54,34 +50,10 @@ class KID(RewardMetric):
     name = "kid"
     higher_is_better = False
 
-    generated: list[Tensor]
-    real: list[Tensor]
+    def compare(self, generated: Tensor, real: Tensor) -> Estimate:
+        """See `FeatureSetMetric`."""
+        return kid(generated, real)
 
-    def __init__(self, embedding: str = "efficientnet_lite0") -> None:
-        super().__init__([embedding])
-        self.add_state("generated", default=[], dist_reduce_fx="cat")
-        self.add_state("real", default=[], dist_reduce_fx="cat")
-
-    def update(self, features: Tensor, real: bool) -> None:
-        """Adds features ``(n, d)`` of real or of generated images."""
-        (self.real if real else self.generated).append(features)
-
-    def compute(self) -> Tensor:
-        """The value so far."""
-        return torch.tensor(kid(dim_zero_cat(self.generated), dim_zero_cat(self.real)).value)
-
-    def shortfall(self, sample: Sample) -> str:
-        """See `RewardMetric`."""
-        sizes = sample.size, sample.reference.judge_size
-        return f"needs 3 generated and 3 real images, got {sizes}" if min(sizes) < 3 else ""
-
-    def estimate(self, sample: Sample) -> Estimate:
-        """See `RewardMetric`."""
-        name = self.embeddings[0]
-        return kid(sample.features[name], sample.reference.judge[name])
-
-    def null(self, reference: Reference) -> float | None:
-        """See `RewardMetric`."""
-        if reference.judge_size < 6:
-            return None
-        return kid(*halves(reference.judge[self.embeddings[0]])).value
+    def least(self, dimensions: int) -> int:
+        """See `FeatureSetMetric`."""
+        return 3

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
-from rewards.calibration import halves, wilson
+from rewards.calibration import wilson
 from rewards.errors import InputError
 from rewards.estimate import Estimate
-from rewards.metric import RewardMetric
 from rewards.neighbors import nearest_neighbors
-from rewards.reference import Reference
-from rewards.sample import Sample
+from rewards.quality.feature_sets import FeatureSetMetric
 
 
 def precision(generated: Tensor, real: Tensor, k: int = 3) -> Estimate:
@@ -44,8 +39,8 @@ def _share_within(points: Tensor, support: Tensor, k: int) -> Estimate:
     return wilson(int((distances <= radii).any(dim=1).sum()), len(points))
 
 
-class _ManifoldMetric(RewardMetric):
-    """What precision and recall share: features given in pieces.
+class _ManifoldMetric(FeatureSetMetric):
+    """What precision and recall share. Their nulls are of halves, whose balls are larger than those of all.
 
     Args:
         embedding: What features are taken of.
@@ -56,59 +51,32 @@ class _ManifoldMetric(RewardMetric):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    generated: list[Tensor]
-    real: list[Tensor]
-
     def __init__(self, embedding: str = "efficientnet_lite0", k: int = 3) -> None:
-        super().__init__([embedding])
+        super().__init__(embedding)
         if k < 1:
             raise InputError(f"{self.name}.k={k}", "set it to 1 or more")
         self.k = k
-        self.add_state("generated", default=[], dist_reduce_fx="cat")
-        self.add_state("real", default=[], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Adds features ``(n, d)`` of real or of generated images."""
-        (self.real if real else self.generated).append(features)
-
-    def compute(self) -> Tensor:
-        """The value so far."""
-        return torch.tensor(self._estimate(dim_zero_cat(self.generated), dim_zero_cat(self.real)).value)
-
-    def shortfall(self, sample: Sample) -> str:
-        """See `RewardMetric`."""
-        sizes = sample.size, sample.reference.judge_size
-        need = self.k + 1
-        return f"needs {need} generated and {need} real images, got {sizes}" if min(sizes) < need else ""
-
-    def estimate(self, sample: Sample) -> Estimate:
-        """See `RewardMetric`."""
-        name = self.embeddings[0]
-        return self._estimate(sample.features[name], sample.reference.judge[name])
-
-    def null(self, reference: Reference) -> float | None:
-        """See `RewardMetric`."""
-        if reference.judge_size // 2 <= self.k:
-            return None
-        return self._estimate(*halves(reference.judge[self.embeddings[0]])).value
-
-    @abstractmethod
-    def _estimate(self, generated: Tensor, real: Tensor) -> Estimate: ...
+    def least(self, dimensions: int) -> int:
+        """See `FeatureSetMetric`."""
+        return self.k + 1
 
 
 class Precision(_ManifoldMetric):
-    """`precision`; its null is that of one half of the judge's images in the manifold of the other."""
+    """`precision` of features given in pieces."""
 
     name = "precision"
 
-    def _estimate(self, generated: Tensor, real: Tensor) -> Estimate:
+    def compare(self, generated: Tensor, real: Tensor) -> Estimate:
+        """See `FeatureSetMetric`."""
         return precision(generated, real, self.k)
 
 
 class Recall(_ManifoldMetric):
-    """`recall`; its null is that of one half of the judge's images in the manifold of the other."""
+    """`recall` of features given in pieces."""
 
     name = "recall"
 
-    def _estimate(self, generated: Tensor, real: Tensor) -> Estimate:
+    def compare(self, generated: Tensor, real: Tensor) -> Estimate:
+        """See `FeatureSetMetric`."""
         return recall(generated, real, self.k)

@@ -60,7 +60,7 @@ def test_full_is_everything(denoiser: nn.Module) -> None:
 
 def test_attention_is_what_lies_in_attention_layers(denoiser: nn.Module) -> None:
     attachment = attached(denoiser, "attention")
-    # `attentions` are the layers themselves, but in a conditional UNet transformers with attn1 (self) and attn2 (cross).
+    # `attentions` are the layers themselves; in a conditional UNet, transformers with attn1 (self) and attn2 (cross).
     conditional = isinstance(denoiser, UNet2DConditionModel)
     inside = (".attn1.", ".attn2.") if conditional else (".attentions.",)
     expected = sorted(n for n, _ in denoiser.named_parameters() if any(part in n for part in inside))

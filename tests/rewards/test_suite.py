@@ -134,7 +134,7 @@ def test_a_metric_that_lacks_something_says_so_and_the_others_go_on(
         assert (without_images[name].value is None) != needs_losses
         assert (without_losses[name].value is None) == needs_losses
         assert bool(without_images[name].note) != needs_losses
-    assert few["fid"].note == "needs more than 12 generated and 12 real images, got (1, 100)"
+    assert few["fid"].note == "needs 13 generated and 13 real images, got (1, 100)"
     assert few["kid"].note == "needs 3 generated and 3 real images, got (1, 100)"
     assert few["recall"].note == "needs 4 generated and 4 real images, got (1, 100)"
     assert few["average_minimum_distance"].note == "needs 2 generated images, got 1"

@@ -23,8 +23,8 @@ chest radiograph x-ray xray image photograph frontal lateral view portable erect
 normal abnormal no finding findings pneumonia bacterial viral covid tuberculosis cardiomegaly effusion pleural nodule
 mass consolidation infiltration atelectasis pneumothorax emphysema fibrosis edema hernia opacity thickening device
 catheter dermoscopy dermatoscope skin lesion lesions benign malignant melanoma nevus nevi seborrheic keratosis keratoses
-basal cell carcinoma actinic dermatofibroma vascular pigmented brown red blue of a an the and with without in on left right
-upper lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound retina
+basal cell carcinoma actinic dermatofibroma vascular pigmented brown red blue of a an the and with without in on left
+right upper lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound retina
 fundus histology slide brain breast heart lung abdomen knee hand spine scan phantom polarized
 """
 
@@ -41,8 +41,8 @@ def build_tokenizer(captions: Iterable[str], vocabulary: int = 1000) -> CLIPToke
     learner = Tokenizer(models.BPE(end_of_word_suffix=_SUFFIX))
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), in_bytes])
-    # Naming every letter beforehand fixes their numbers, by which the learner chooses between equally frequent pairs: else
-    # each process would learn other merges, and a resumed pretraining would go on with another tokenizer.
+    # Naming every letter beforehand fixes their numbers, by which the learner chooses between equally frequent pairs.
+    # Else each process learns other merges, and a resumed pretraining would go on with another tokenizer.
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - 2,
         end_of_word_suffix=_SUFFIX,

@@ -19,6 +19,7 @@ def parts(seed: int) -> dict[str, Any]:
 
 
 def train(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
     model(torch.ones(3)).square().sum().backward()
     optimizer.step()
 

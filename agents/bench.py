@@ -1,0 +1,68 @@
+"""``python -m agents.bench`` (``make bench``): the promises on speed, as ratios, into ``runs/bench/<name>.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from agents.benchmarks.base import Finding
+from agents.benchmarks.inner import bench_evaluation, bench_finetune, bench_generate
+from agents.benchmarks.outer import bench_environment, bench_memory, bench_store, bench_workers
+from agents.entry import entry_point
+from agents.result import git_state, hardware, versions
+from agents.settings import TrainSettings, read_settings
+from agents.workbench import Workbench, prepare
+from rewards.errors import InputError
+
+BENCHMARKS: dict[str, Callable[[TrainSettings, Workbench, int], Finding]] = {
+    "store": bench_store,
+    "environment": bench_environment,
+    "finetune": bench_finetune,
+    "generate": bench_generate,
+    "evaluation": bench_evaluation,
+    "memory": bench_memory,
+    "workers": bench_workers,
+}
+"""Every benchmark by name."""
+
+
+@entry_point("bench")
+def main(config: DictConfig) -> None:
+    """Runs the benchmarks that ``only=`` names, all by default, on phantoms and the embedded backbone."""
+    with open_dict(config):
+        only, runs = config.pop("only"), config.pop("runs")
+    names = list(BENCHMARKS) if only is None else [str(name) for name in only]
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise InputError(f"only={unknown} names no benchmark", f"choose among {', '.join(BENCHMARKS)}")
+    if not isinstance(runs, int) or runs < 1:
+        raise InputError(f"runs={runs}", "set it to 1 or more")
+    settings = read_settings(config, TrainSettings)
+    bench = prepare(settings)
+    if bench.make_factory is None:
+        raise InputError("evaluator=synthetic", "the benchmarks measure evaluator=finetune")
+    folder = Path(settings.run_dir) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Table("benchmark", "figure", "median", "goal", "")
+    for name in names:
+        finding = BENCHMARKS[name](settings, bench, runs)
+        record = asdict(finding) | {"versions": versions(), "git": git_state(), "hardware": hardware()}
+        (folder / f"{name}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        goals = {goal.figure: goal for goal in finding.goals}
+        for figure, value in finding.figures.items():
+            goal = goals.get(figure)
+            sign = "" if goal is None else f"{'>=' if goal.at_least else '<='} {goal.limit:g}"
+            verdict = "" if goal is None else ("met" if goal.met(finding.figures) else "missed")
+            table.add_row(name, figure, f"{value:.4g}", sign, verdict)
+        print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in finding.figures.items())}", flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import DictConfig
+
+from agents.run_folder import RunFolder
+from agents.session import Session
+from agents.settings import TrainSettings, read_settings
+from agents.workbench import prepare
+from envs.evaluators.base import Evaluation, Evaluator, evaluate_many
+from envs.evaluators.synthetic import SyntheticEvaluator
+from envs.store import EvaluationStore
+from envs.task import Schedule, SelectionTask
+from rewards.errors import InputError
+
+
+class Flat(SyntheticEvaluator):
+    """Every mask but the anchors is as good as every other; closings are counted."""
+
+    closed = 0
+
+    def evaluate(self, schedule: Schedule) -> Evaluation:
+        evaluation = super().evaluate(schedule)
+        if len(set(schedule.phases[0])) == 1:
+            return evaluation
+        same = super().evaluate(Schedule.from_key("10101010"))
+        return dataclasses.replace(evaluation, metrics=same.metrics)
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def flat(task: SelectionTask) -> Evaluator:
+    return Flat(task.groups)
+
+
+@contextmanager
+def session(folder: Path, *overrides: str) -> Iterator[tuple[Session, list[tuple[str, int]]]]:
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        config: DictConfig = hydra.compose("train", overrides=["evaluator=synthetic", *overrides])
+    settings = read_settings(config, TrainSettings)
+    bench = dataclasses.replace(prepare(settings), make_evaluator=flat)
+    shown: list[tuple[str, int]] = []
+    with (
+        closing(EvaluationStore(folder / "store.sqlite")) as store,
+        RunFolder.create(folder, "train", "task", config, []) as run,
+        closing(Session(settings, bench, store, run, lambda what, done: shown.append((what, done)))) as opened,
+    ):
+        yield opened, shown
+
+
+def schedules(*keys: str) -> list[Schedule]:
+    return [Schedule.from_key(key) for key in keys]
+
+
+def test_of_equals_the_one_that_trains_least_is_best(tmp_path: Path) -> None:
+    with session(tmp_path) as (opened, _):
+        found = evaluate_many(opened.budgeted, schedules("11111110", "00011000", "11000000", "01111111"))
+        least = min(found, key=lambda evaluation: evaluation.trainable_parameters)
+        assert opened.best() == least
+
+
+def test_anchors_are_no_finds_unless_the_search_asks_for_them(tmp_path: Path) -> None:
+    with session(tmp_path) as (opened, _):
+        assert opened.scored() == []
+        with pytest.raises(InputError, match="all 0 evaluations failed"):
+            opened.best()
+        evaluate_many(opened.budgeted, schedules("11111111"))
+        assert opened.best().schedule.key == "11111111"
+        assert opened.counts().distinct == 2
+        assert opened.counts().cached == 1
+
+
+def test_the_budget_is_the_searchs_alone(tmp_path: Path) -> None:
+    with session(tmp_path, "budget.evaluations=9") as (opened, _):
+        assert opened.budgeted.remaining == 9
+        (chosen,) = schedules("10000000")
+        evaluate_many(opened.budgeted, [chosen])
+        opened.final_table(chosen)
+        assert opened.budgeted.remaining == 8
+        assert opened.counts().distinct == 2 + 1 + 3
+
+
+def test_progress_is_told_by_what_is_measured(tmp_path: Path) -> None:
+    with session(tmp_path) as (opened, shown):
+        evaluate_many(opened.budgeted, schedules("10000000", "10000000", "01000000"))
+        opened.final_table(Schedule.from_key("10000000"))
+    assert shown == [("search", n) for n in (1, 2, 3, 3, 4)] + [("final table", n) for n in (1, 2, 3)]
+
+
+def test_evaluators_are_closed_also_when_the_anchors_are_useless(tmp_path: Path) -> None:
+    Flat.closed = 0
+    with session(tmp_path) as (opened, _):
+        opened.final_table(Schedule.from_key("10000000"))
+        assert Flat.closed == 1
+    assert Flat.closed == 2
+    wrong = "reward.quality=[membership]"
+    with pytest.raises(InputError, match="no better than the base model"), session(tmp_path, wrong):
+        pass
+    assert Flat.closed == 3
+
+
+def test_environments_share_the_budget_and_have_seeds_of_their_own(tmp_path: Path) -> None:
+    with session(tmp_path, "agent.rollout=3", "preference=0.25", "horizon=2") as (opened, _):
+        env = opened.environment()
+        assert env.num_envs == 3
+        assert all(each.evaluator is opened.budgeted for each in env.envs)
+        observation = env.reset()
+        assert isinstance(observation, dict)
+        assert observation["preference"].tolist() == [[0.25]] * 3
+        assert observation["chosen"].shape == (3, 2, 8)
