@@ -24,8 +24,8 @@ normal abnormal no finding findings pneumonia bacterial viral covid tuberculosis
 mass consolidation infiltration atelectasis pneumothorax emphysema fibrosis edema hernia opacity thickening device
 catheter dermoscopy dermatoscope skin lesion lesions benign malignant melanoma nevus nevi seborrheic keratosis keratoses
 basal cell carcinoma actinic dermatofibroma vascular pigmented brown red blue of a an the and with without in on left
-right upper lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound retina
-fundus histology slide brain breast heart lung abdomen knee hand spine scan phantom polarized
+right upper lower lobe year years old male female woman man patient magnetic resonance computed tomography ultrasound
+retina fundus histology slide brain breast heart lung abdomen knee hand spine scan phantom polarized
 """
 
 
