@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -32,26 +32,39 @@ BENCHMARKS: dict[str, Callable[[TrainSettings, Workbench, int], Finding]] = {
 """Every benchmark by name."""
 
 
+@dataclass(frozen=True)
+class BenchSettings(TrainSettings):
+    """What a training is told, and what to measure of it.
+
+    Attributes:
+        only: Names of benchmarks; all if None.
+        runs: Repetitions, of which the median is quoted.
+    """
+
+    only: list[str] | None = None
+    runs: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.only or () if name not in BENCHMARKS]
+        if unknown:
+            raise InputError(f"only={','.join(unknown)} names no benchmark", f"choose among {', '.join(BENCHMARKS)}")
+        if self.runs < 1:
+            raise InputError(f"runs={self.runs}", "set it to 1 or more")
+
+
 @entry_point("bench")
 def main(config: DictConfig) -> None:
     """Runs the benchmarks that ``only=`` names, all by default, on phantoms and the embedded backbone."""
-    with open_dict(config):
-        only, runs = config.pop("only"), config.pop("runs")
-    names = list(BENCHMARKS) if only is None else [str(name) for name in only]
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise InputError(f"only={unknown} names no benchmark", f"choose among {', '.join(BENCHMARKS)}")
-    if not isinstance(runs, int) or runs < 1:
-        raise InputError(f"runs={runs}", "set it to 1 or more")
-    settings = read_settings(config, TrainSettings)
+    settings = read_settings(config, BenchSettings)
     bench = prepare(settings)
     if bench.make_factory is None:
         raise InputError("evaluator=synthetic", "the benchmarks measure evaluator=finetune")
     folder = Path(settings.run_dir) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     table = Table("benchmark", "figure", "median", "goal", "")
-    for name in names:
-        finding = BENCHMARKS[name](settings, bench, runs)
+    for name in settings.only or BENCHMARKS:
+        finding = BENCHMARKS[name](settings, bench, settings.runs)
         record = asdict(finding) | {"versions": versions(), "git": git_state(), "hardware": hardware()}
         (folder / f"{name}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         goals = {goal.figure: goal for goal in finding.goals}

@@ -70,10 +70,13 @@ def test_a_resumed_run_begins_its_curves_anew(tmp_path: Path) -> None:
 
 
 def test_the_log_keeps_warnings_and_how_it_ended(tmp_path: Path) -> None:
-    folder = create(tmp_path)
-    with pytest.raises(KeyError), folder:
+    def meet_a_bug() -> None:
         logging.getLogger("envs.anything").warning("axis %s may be noise", "kid")
         raise KeyError("a bug")
+
+    folder = create(tmp_path)
+    with pytest.raises(KeyError), folder:
+        meet_a_bug()
     logging.getLogger("envs.anything").warning("after it")
     log = (folder.path / "log.txt").read_text()
     assert "WARNING envs.anything: axis kid may be noise" in log

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.backbones.latent import LatentBackbone
-from envs.generate import generate
+from envs.generate import generate, sample_latents
 from envs.seeding import torch_generator
 
 # diffusers' sigma schedulers hand tensors to numpy in a way that numpy 2 deprecates.
@@ -39,11 +40,16 @@ STOCHASTIC: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def images(
+def latents(
     backbone: LatentBackbone, captions: list[str] = CAPTIONS, *, guidance: float = 1.0, seed: int = 3
-) -> NDArray[np.uint8]:
+) -> Tensor:
     states, empty = backbone.encode_captions(captions), backbone.encode_captions([""])
-    return generate(backbone, states, empty, steps=4, guidance_scale=guidance, seed=seed)
+    return sample_latents(backbone, states, empty, steps=4, guidance_scale=guidance, seed=seed)
+
+
+def images(backbone: LatentBackbone, captions: list[str] = CAPTIONS, *, guidance: float = 1.0) -> NDArray[np.uint8]:
+    states, empty = backbone.encode_captions(captions), backbone.encode_captions([""])
+    return generate(backbone, states, empty, steps=4, guidance_scale=guidance, seed=3)
 
 
 def apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
@@ -58,6 +64,7 @@ def test_shape_and_contrast(backbone: LatentBackbone) -> None:
     assert found.dtype == np.uint8
     assert found.std() > 5, "else the comparisons below say nothing"
     assert min(apart(found[i : i + 1], found[j : j + 1]) for i in range(5) for j in range(i)) > 20
+    assert np.array_equal(found, backbone.decode_latents(latents(backbone)))
 
 
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, *STOCHASTIC])
@@ -66,14 +73,17 @@ def test_the_same_seed_gives_the_same_images(
 ) -> None:
     """Whatever is drawn, at the start or on the way, comes from the seed and the image's number alone."""
     monkeypatch.setattr(backbone, "scheduler", (SCHEDULERS | STOCHASTIC)[scheduler](backbone.scheduler.config))
-    first = images(backbone)
+    first = latents(backbone)
+    assert first.std() > 0.1
     torch.manual_seed(99)
-    assert np.array_equal(images(backbone), first)
-    assert apart(images(backbone, seed=4), first) > 20
-    assert apart(images(backbone, CAPTIONS[:2]), first[:2]) <= 1, "image i does not depend on how many there are"
+    assert torch.equal(latents(backbone), first)
+    assert not torch.allclose(latents(backbone, seed=4), first, atol=0.1)
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
+    close(latents(backbone, CAPTIONS[:2]), first[:2])  # image i does not depend on how many there are
     for chunk in (1, 3):
         monkeypatch.setattr("envs.generate._CHUNK", chunk)
-        assert apart(images(backbone), first) <= 1
+        close(latents(backbone), first)
+        assert apart(images(backbone), backbone.decode_latents(first)) <= 1
 
 
 def test_captions_and_weights_matter(backbone: LatentBackbone) -> None:
@@ -132,6 +142,11 @@ def test_sampling_starts_from_the_schedulers_own_scale(
 ) -> None:
     monkeypatch.setattr(backbone, "scheduler", SCHEDULERS["euler"](backbone.scheduler.config))
     seen: list[Tensor] = []
-    monkeypatch.setattr(backbone, "predict", lambda x, t, states: seen.append(x) or torch.zeros_like(x))
+
+    def predict(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(backbone, "predict", predict)
     images(backbone, [""])
     assert seen[0].std() == pytest.approx(1, abs=0.2), "scaled up to sigma, then down for the denoiser"

@@ -52,7 +52,7 @@ def build_tokenizer(captions: Iterable[str], vocabulary: int = 1000) -> CLIPToke
     learner.train_from_iterator(corpus, trainer)
     learned: Any = json.loads(learner.to_str())["model"]
     vocab = learned["vocab"] | {_BOS: len(learned["vocab"]), _EOS: len(learned["vocab"]) + 1}
-    merges = [tuple(pair) for pair in learned["merges"]]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=_TOKENS)
 
 

@@ -184,7 +184,7 @@ def _drop_a_weight(part: str) -> Callable[[Path], object]:
 
 OTHER = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "holds no model_index.json"),
+    "no index": (_remove("model_index.json"), "holds no model_index.json"),
     "no tokenizer": (_remove("tokenizer"), "holds no tokenizer/tokenizer.json or tokenizer/vocab.json"),
     "no scheduler": (_remove("scheduler"), "holds no scheduler/scheduler_config.json"),
     "another pipeline": (_write("model_index.json", json.dumps(OTHER)), "does not load: "),

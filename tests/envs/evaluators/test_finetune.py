@@ -236,12 +236,12 @@ def test_buffers_are_restored(
     task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone, persistent: bool
 ) -> None:
     """Whether or not they are saved: here a layer that counts its calls, and adds the count."""
-    block = backbone.denoiser.mid_block
-    block.register_buffer("calls", torch.zeros(()), persistent=persistent)
+    block, calls = backbone.denoiser.mid_block, torch.zeros(())
+    block.register_buffer("calls", calls, persistent=persistent)
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        module.calls += 1
-        return output + 0.01 * module.calls
+        calls.add_(1)
+        return output + 0.01 * calls
 
     handle = block.register_forward_hook(count)
     try:
