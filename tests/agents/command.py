@@ -122,7 +122,8 @@ def failing(keys: Sequence[str], reason: str) -> Double:
 
 def useless_final_table() -> None:
     """In the final table everything is as good as the base model."""
-    prepare = agents.train.prepare
+    train: Any = agents.train
+    prepare = train.prepare
 
     class AsBase(SyntheticEvaluator):
         def evaluate(self, schedule: Schedule) -> Evaluation:
@@ -130,13 +131,13 @@ def useless_final_table() -> None:
             return dataclasses.replace(base, schedule=schedule)
 
     def prepared(settings: TrainSettings) -> Workbench:
-        bench = prepare(settings)
+        bench: Workbench = prepare(settings)
         make = bench.make_evaluator
         return dataclasses.replace(
             bench, make_evaluator=lambda task: make(task) if task == bench.search else AsBase(task.groups)
         )
 
-    agents.train.prepare = prepared
+    train.prepare = prepared
 
 
 def killed(where: str, count: int = 1) -> Double:

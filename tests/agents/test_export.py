@@ -21,7 +21,7 @@ def policy() -> ExportedPolicy:
     torch.manual_seed(0)
     network = SelectionNetwork(TokenLayout(2, 3, 8))
     with torch.no_grad():
-        network.logit[0].weight.mul_(300)
+        network.get_parameter("logit.0.weight").mul_(300)
     return ExportedPolicy(network, ("depth", "share"), ("a", "b", "c"), ({"task": "0123", "env": "phantom"},))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -99,11 +101,11 @@ def test_sb3_acts_by_the_networks_probabilities() -> None:
     policy = GroupTokenPolicy(space, spaces.MultiBinary(groups), lambda _: 1e-3, width=WIDTH)
     policy.network.load_state_dict(network().state_dict())
     seen = observation(5, groups)
-    distribution = policy.get_distribution(seen).distribution  # type: ignore[arg-type]
+    distribution: Any = policy.get_distribution(seen).distribution
     torch.testing.assert_close(distribution.probs, policy.network.probabilities(seen))
 
     actions = torch.randint(2, (5, groups), generator=torch.Generator().manual_seed(3)).float()
-    values, log_likelihood, _ = policy.evaluate_actions(seen, actions)  # type: ignore[arg-type]
+    values, log_likelihood, _ = policy.evaluate_actions(seen, actions)
     p = policy.network.probabilities(seen)
     torch.testing.assert_close(log_likelihood, torch.where(actions == 1, p, 1 - p).log().sum(1))
     assert values.shape == (5, 1)

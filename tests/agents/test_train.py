@@ -187,7 +187,9 @@ def test_curves_tell_the_search(curves: dict[str, list[tuple[int, float]]], resu
     assert rollouts == len(asked) // 4
     for i in range(rollouts):
         seen = slice(4 * i, 4 * (i + 1))
-        assert curves["search/utility"][i] == (4 * (i + 1), pytest.approx(np.mean(utility[seen])))
+        step, mean = curves["search/utility"][i]
+        assert step == 4 * (i + 1)
+        assert mean == pytest.approx(np.mean(utility[seen]))
         assert curves["search/quality"][i][1] == pytest.approx(np.mean([a.quality for a in axes[seen]]))
         assert curves["search/privacy"][i][1] == pytest.approx(np.mean([a.privacy for a in axes[seen]]))
         assert curves["search/best_utility"][i][1] == pytest.approx(max(utility[: 4 * (i + 1)]))
