@@ -8,7 +8,7 @@ import pytest
 
 from tests.agents.command import SMALL, run_folders, train
 
-TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "env.options={identities: 12}")
+TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "+env.options.identities=12")
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,11 @@ TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "env.options={ide
         (["reward.quality=[fid]", "reward.metrics=[fid,membership]"], "fid"),
         (["reward.privacy=[]"], "privacy"),
         (["env=chest_xray", "evaluator=finetune", "data.root=nowhere"], "data.root=nowhere"),
-        (["evaluator=finetune", "env.options={identities: 12}"], "phantom"),
+        (["evaluator=finetune", "+env.options.identities=12"], "phantom"),
+        (["evaluator=finetune", "+env.options.colour=red"], "colour"),
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone.path=nowhere"], "backbone.path=nowhere"),
         (["resume=nowhere"], "resume="),
-        (["seed=[1"], "seed=[1"),
+        (["seed=[1"], "'[1'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -69,19 +69,21 @@ def test_a_resumed_run_begins_its_curves_anew(tmp_path: Path) -> None:
         assert not (folder.path / "tensorboard").exists()
 
 
-def test_the_log_keeps_warnings_and_how_it_ended(tmp_path: Path) -> None:
-    def meet_a_bug() -> None:
-        logging.getLogger("envs.anything").warning("axis %s may be noise", "kid")
-        raise KeyError("a bug")
+def test_the_log_keeps_warnings_and_how_it_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, log = create(tmp_path), logging.getLogger("envs.anything")
 
-    folder = create(tmp_path)
-    with pytest.raises(KeyError), folder:
-        meet_a_bug()
-    logging.getLogger("envs.anything").warning("after it")
-    log = (folder.path / "log.txt").read_text()
-    assert "WARNING envs.anything: axis kid may be noise" in log
-    assert "KeyError: 'a bug'" in log
-    assert "after it" not in log
+    def work() -> None:
+        with folder:
+            log.warning("axis %s may be noise", "kid")
+            raise KeyError("a bug")
+
+    with caplog.at_level(logging.INFO), pytest.raises(KeyError):
+        work()
+    log.warning("after it")
+    kept = (folder.path / "log.txt").read_text()
+    assert "WARNING envs.anything: axis kid may be noise" in kept
+    assert "KeyError: 'a bug'" in kept
+    assert "after it" not in kept
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
