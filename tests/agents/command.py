@@ -63,7 +63,7 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, timeout: float = 120) -> Outcome:
+    def wait(self, timeout: float = 250) -> Outcome:
         self.process.join(timeout)
         code = self.process.exitcode
         if code is None:
@@ -203,7 +203,7 @@ def _refuse(constant: str) -> None:
 
 def _run(arguments: list[str], folder: Path, out: Path, err: Path, double: Double | None) -> None:
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), stream.fileno())
     os.chdir(folder)
     sys.argv = ["train.py", *arguments]
     if double is not None:

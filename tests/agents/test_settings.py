@@ -52,9 +52,9 @@ def test_every_header_starts_with_the_command_that_it_belongs_to() -> None:
 
 
 def test_values_arrive_with_their_types() -> None:
-    overrides = ["seed=3", "preference=1", "data.root=/images", "reward.metrics=[kid,membership]", "inner.steps=7"]
+    overrides = ["seed=3", "preference=1", "data.root=/images", "reward.metrics=[kid,membership]", "inner.steps=70"]
     settings = read_settings(compose("train", *overrides), TrainSettings)
-    assert (settings.seed, settings.data.root, settings.inner.steps) == (3, "/images", 7)
+    assert (settings.seed, settings.data.root, settings.inner.steps) == (3, "/images", 70)
     assert isinstance(settings.preference, float)
     assert settings.reward.metrics == ["kid", "membership"]
     assert settings.store.path == "runs/evaluations.sqlite"

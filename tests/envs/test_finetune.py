@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -258,13 +257,17 @@ def test_a_diverging_run_is_stopped(backbone: LatentBackbone, data: TrainingSet,
     assert_clean(backbone.denoiser)
 
 
-def test_an_error_in_a_step_leaves_nothing_trainable(backbone: LatentBackbone, data: TrainingSet) -> None:
-    calls = itertools.count()
+@pytest.mark.parametrize("where", ["before the backward pass", "after it"])
+def test_an_error_in_a_step_leaves_nothing_trainable(
+    backbone: LatentBackbone, data: TrainingSet, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError("no room")
 
-    def fail(module: nn.Module, inputs: Any) -> None:
-        if next(calls) == 1:
-            raise MemoryError("no room")
-
-    with backbone.denoiser.register_forward_pre_hook(fail), pytest.raises(MemoryError):
+    if where == "after it":
+        monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    else:
+        monkeypatch.setattr(backbone, "noised", fail)
+    with pytest.raises(MemoryError):
         finetune(backbone, attach(backbone), Schedule.from_key("1" * 8), data, BUDGET, 0)
     assert_clean(backbone.denoiser)

@@ -65,6 +65,7 @@ def test_shape_and_contrast(backbone: LatentBackbone) -> None:
     assert found.std() > 5, "else the comparisons below say nothing"
     assert min(apart(found[i : i + 1], found[j : j + 1]) for i in range(5) for j in range(i)) > 20
     assert np.array_equal(found, backbone.decode_latents(latents(backbone)))
+    assert backbone.scheduler.num_inference_steps is None, "the backbone's own scheduler is as it was loaded"
 
 
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, *STOCHASTIC])

@@ -218,6 +218,20 @@ def test_a_guarded_norm_computes_what_it_did() -> None:
     assert torch.equal(norm(x.to(memory_format=torch.channels_last)), expected)
 
 
+def test_every_norm_of_a_denoiser_is_guarded(backbone: LatentBackbone) -> None:
+    contiguous: list[bool] = []
+    norms = [module for module in backbone.denoiser.modules() if isinstance(module, nn.GroupNorm)]
+    handles = [
+        norm.register_forward_hook(lambda module, inputs, output: contiguous.append(inputs[0].is_contiguous()))
+        for norm in norms
+    ]
+    noisy = torch.zeros(1, *backbone.latent_shape).to(memory_format=torch.channels_last)
+    backbone.predict(noisy, 0, backbone.encode_captions([""]))
+    for handle in handles:
+        handle.remove()
+    assert contiguous == [True] * len(norms)
+
+
 SURVIVES = """
 import torch
 from diffusers import UNet2DModel
