@@ -61,7 +61,10 @@ def main(config: DictConfig) -> None:
     if bench.make_factory is None:
         raise InputError("evaluator=synthetic", "the benchmarks measure evaluator=finetune")
     folder = Path(settings.run_dir) / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run_dir={settings.run_dir} cannot be written: {error}", "name another run_dir") from error
     table = Table("benchmark", "figure", "median", "goal", "")
     for name in settings.only or BENCHMARKS:
         finding = BENCHMARKS[name](settings, bench, settings.runs)
