@@ -20,6 +20,11 @@ def test_seeds_differ_with_seed_and_purpose(a: int, why: list[int | str], b: int
     torch_generator(a, *why)
 
 
+def test_where_one_word_ends_and_the_next_begins_matters() -> None:
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert derive_seed(1, "ab", "c") != derive_seed(1, "a", "bc")
+
+
 def test_seeds_are_the_same_in_every_process() -> None:
     code = "from envs.seeding import derive_seed; print(derive_seed(7, 'noise', 3))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
