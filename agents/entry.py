@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+from unittest import mock
 
 import hydra
 from hydra.errors import HydraException
@@ -45,7 +48,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
             _set_up_logging()
             signal.signal(signal.SIGTERM, lambda *_: _interrupt())
             try:
-                application()
+                with _usage_errors_raised():
+                    application()
+            except InputError as error:
+                _fail(str(error))
             except (HydraException, OmegaConfBaseException) as error:
                 _fail(f"{_one_line(error)} — see --help and --cfg job for what can be set")
             except SystemExit:
@@ -62,6 +68,17 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return main
 
     return decorate
+
+
+@contextmanager
+def _usage_errors_raised() -> Iterator[None]:
+    """Hydra reads flags with argparse, which answers an unknown one with its whole usage."""
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise InputError(message, "see --help")
+
+    with mock.patch.object(argparse.ArgumentParser, "error", error):
+        yield
 
 
 def _set_up_logging() -> None:

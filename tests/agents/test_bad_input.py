@@ -34,6 +34,7 @@ TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "+env.options.ide
         (["evaluator=finetune", "+env.options.colour=red"], "colour"),
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone.path=nowhere"], "backbone.path=nowhere"),
         (["resume=nowhere"], "resume="),
+        (["--nope"], "unrecognized arguments: --nope"),
         (["seed=[1"], "'[1'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
