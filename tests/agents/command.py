@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,14 +22,14 @@ from agents.settings import TrainSettings
 from agents.workbench import Workbench
 from envs.evaluators.base import Evaluation
 from envs.evaluators.synthetic import SyntheticEvaluator
-from envs.store import EvaluationStore
+from envs.store import EvaluationStore, StoredEvaluation
 from envs.task import Schedule
 
 SMALL = ("evaluator=synthetic", "budget.evaluations=12", "agent.rollout=4", "agent.epochs=2")
 """A search of a second: 12 masks, 2 anchors, a final table of 3."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["agents.train", __name__])
+_CONTEXT.set_forkserver_preload(["agents.train", "agents.bench", __name__])
 
 Double = Callable[[], None]
 """Changes the command's process before it starts; picklable."""
@@ -44,18 +45,21 @@ class Outcome:
 
 
 class Command:
-    """A running ``python -m agents.train``.
+    """A running ``python -m agents.<name>``.
 
     Args:
         arguments: Of the command line.
         folder: Its working directory, where ``run_dir`` is by default.
         double: What is replaced in its process.
+        name: Of the command.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, double: Double | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, double: Double | None = None, name: str = "train"
+    ) -> None:
         self._files = folder / f".out-{time.monotonic_ns()}", folder / f".err-{time.monotonic_ns()}"
         self.process: ForkServerProcess = _CONTEXT.Process(
-            target=_run, args=(list(arguments), folder, *self._files, double)
+            target=_run, args=(name, list(arguments), folder, *self._files, double)
         )
         self.process.start()
 
@@ -113,6 +117,11 @@ def answers(run: Path) -> list[dict[str, Any]]:
 def slow(seconds: float) -> Double:
     """Every evaluation takes a while."""
     return functools.partial(_slow, seconds)
+
+
+def slow_store(seconds: float) -> Double:
+    """Every look into the store takes a while."""
+    return functools.partial(_slow_store, seconds)
 
 
 def failing(keys: Sequence[str], reason: str) -> Double:
@@ -185,6 +194,16 @@ def _slow(seconds: float) -> None:
     SyntheticEvaluator.evaluate = slowly  # type: ignore[method-assign]
 
 
+def _slow_store(seconds: float) -> None:
+    get = EvaluationStore.get
+
+    def slowly(self: EvaluationStore, key: str, run: str = "") -> StoredEvaluation | None:
+        time.sleep(seconds)
+        return get(self, key, run)
+
+    EvaluationStore.get = slowly  # type: ignore[method-assign]
+
+
 def _failing(keys: Sequence[str], reason: str) -> None:
     failures = {Schedule.from_key(key): reason for key in keys}
     evaluate = SyntheticEvaluator.evaluate
@@ -201,11 +220,11 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} in a JSON file")
 
 
-def _run(arguments: list[str], folder: Path, out: Path, err: Path, double: Double | None) -> None:
+def _run(name: str, arguments: list[str], folder: Path, out: Path, err: Path, double: Double | None) -> None:
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), stream.fileno())
     os.chdir(folder)
-    sys.argv = ["train.py", *arguments]
+    sys.argv = [f"{name}.py", *arguments]
     if double is not None:
         double()
-    agents.train.main()
+    importlib.import_module(f"agents.{name}").main()

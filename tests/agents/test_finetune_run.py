@@ -1,4 +1,4 @@
-"""A whole run in earnest, small: the backbone that ships, phantoms, two workers."""
+"""A whole run in earnest, small: the backbone that ships, phantoms, a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARGUMENTS = (
     "env.heldout=24",
     "env.test=20",
     "+env.options.identities=70",
-    "evaluator.workers=2",
+    "evaluator.workers=1",
     "inner.steps=40",
     "inner.learning_rate=2e-3",
     "inner.images=16",

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.benchmarks.base import Goal, paired
+from tests.agents.command import Command, Double, Outcome, read_json, slow_store
+
+CHEAP = ("+env.options.identities=60", "env.train=2", "env.heldout=2", "env.test=2")
+
+
+def bench(*arguments: str, folder: Path, double: Double | None = None) -> Outcome:
+    return Command([*CHEAP, *arguments], folder, double, name="bench").wait()
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "met"), [(2.0, False, True), (2.1, False, False), (2.0, True, True), (1.9, True, False)]
+)
+def test_a_goal_is_kept_at_its_limit(value: float, at_least: bool, met: bool) -> None:
+    assert Goal("ratio", 2.0, at_least).met({"ratio": value, "other": 100.0}) == met
+
+
+def test_a_pair_is_timed_in_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = 0.0, ""
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def taking(name: str, *durations: float) -> Callable[[], None]:
+        left = iter(durations)
+
+        def act() -> None:
+            nonlocal now, calls
+            now += next(left)
+            calls += name
+
+        return act
+
+    # The machine slows down on the way: each ratio is of neighbours in time. The first of each is the warm-up.
+    slow, fast, ratio = paired(taking("a", 100, 2, 4, 12), taking("b", 100, 1, 2, 4), runs=3)
+    assert calls == "ab" * 4
+    assert (slow, fast, ratio) == (4, 2, 2)
+
+
+def test_figures_are_printed_beside_their_goals_and_kept(tmp_path: Path) -> None:
+    outcome = bench("only=[store,environment]", "runs=1", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "runs" / "bench"
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "store.json"]
+    store: dict[str, Any] = read_json(folder / "store.json")
+    assert set(store["figures"]) == {"hit_ms", "put_ms"}
+    assert {"versions", "git", "hardware", "runs"} <= set(store)
+    for figures in (store["figures"], read_json(folder / "environment.json")["figures"]):
+        assert all(value > 0 for value in figures.values())
+    (row,) = [line for line in outcome.out.splitlines() if "hit_ms" in line and "<= 5" in line]
+    assert "met" in row
+    assert not (tmp_path / "runs" / "train").exists()
+
+
+def test_a_missed_goal_is_a_finding_and_no_error(tmp_path: Path) -> None:
+    outcome = bench("only=[store]", "runs=1", folder=tmp_path, double=slow_store(0.01))
+    assert outcome.code == 0, outcome.err
+    (row,) = [line for line in outcome.out.splitlines() if "hit_ms" in line and "<= 5" in line]
+    assert "missed" in row
+    assert read_json(tmp_path / "runs" / "bench" / "store.json")["figures"]["hit_ms"] > 10
+
+
+@pytest.mark.parametrize("argument", ["only=[speed]", "runs=0", "evaluator=synthetic"])
+def test_a_wrong_call_is_one_line(tmp_path: Path, argument: str) -> None:
+    outcome = bench(argument, folder=tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {argument.replace('[', '').replace(']', '')}")
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
