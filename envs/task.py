@@ -61,7 +61,7 @@ class InnerBudget:
         learning_rate: AdamW's peak.
         warmup: Steps of linear warm-up.
         decay: ``linear`` to 0 after the last step, or ``none``. Without decay the last few batches decide where the
-            weights end: on chest X-rays KID then spreads four times as wide over seeds.
+            weights end, and two seeds tell less about a mask.
         weight_decay: AdamW's.
         caption_dropout: Probability that a caption is replaced by the empty one (for guidance).
         images: Generated for each evaluation.

@@ -63,7 +63,7 @@ def learn(
 
 
 class _OneThreadPPO(PPO):
-    """Updates a network so small that more threads only wait for each other: 27 s instead of 1 beside other work."""
+    """Updates on one thread: the network is so small that more of them only wait for each other."""
 
     def train(self) -> None:
         threads = torch.get_num_threads()
