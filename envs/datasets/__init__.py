@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.datasets.base import DatasetCard, ImageSet, Reject, SplitDataset
-from envs.datasets.duplicates import NEAR_DUPLICATE_RADIUS, near_duplicates
 from envs.datasets.sources import load_dataset, read_source
 from envs.datasets.splits import SPLITS, check_disjoint, split
+from rewards.duplicates import NEAR_DUPLICATE_RADIUS, near_duplicates
 from rewards.errors import InputError
 
 __all__ = [

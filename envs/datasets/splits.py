@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from envs.datasets.base import DatasetCard, ImageSet, Reject, SplitDataset
-from envs.datasets.duplicates import near_duplicates
+from rewards.duplicates import near_duplicates
 from rewards.errors import InputError
 
 SPLITS = ("train", "heldout", "test")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from envs.datasets.duplicates import NEAR_DUPLICATE_RADIUS, near_duplicates
 from envs.datasets.phantom import Kind, render
+from rewards.duplicates import NEAR_DUPLICATE_RADIUS, duplicate_labels, near_duplicates
 from rewards.errors import InputError
 
 Images = NDArray[np.uint8]
@@ -78,6 +78,28 @@ def test_no_images_have_no_pairs() -> None:
 def test_a_radius_that_is_none_is_refused(radius: float) -> None:
     with pytest.raises(InputError, match="radius="):
         near_duplicates(noise(2, 16), radius)
+
+
+def test_labels_are_chains_of_pairs_in_order_of_first_appearance() -> None:
+    images = render("lesion", range(8), seed=0).images
+    # 5 to 1 to 7: the ends are further than the radius from each other, and only the middle ties them.
+    images[5] = np.clip(images[1].astype(int) + np.linspace(0, 15, 64).astype(int)[:, None, None], 0, 255)
+    images[7] = np.clip(images[1].astype(int) - np.linspace(0, 15, 64).astype(int)[:, None, None], 0, 255)
+    images[6] = images[2, :, ::-1]
+    radius = 0.02
+    assert rows(near_duplicates(images, radius)) == [(1, 5), (1, 7), (2, 6)]
+    labels = duplicate_labels(images, radius)
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [0, 1, 2, 3, 4, 1, 2, 1]
+    assert duplicate_labels(images[::-1], radius).tolist() == [0, 1, 0, 2, 3, 1, 0, 4]
+
+
+def test_labels_at_radius_zero_tie_identical_images_only() -> None:
+    images = noise(6, 64)
+    images[4] = images[5] = images[1]
+    assert duplicate_labels(images, 0).tolist() == [0, 1, 2, 3, 1, 1]
+    assert duplicate_labels(images[:0]).shape == (0,)
+    assert duplicate_labels(images[:1]).tolist() == [0]
 
 
 def jpeg(images: Images) -> Images:

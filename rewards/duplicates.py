@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from rewards.errors import InputError
 
@@ -66,6 +68,27 @@ def near_duplicates(images: NDArray[np.uint8], radius: float = NEAR_DUPLICATE_RA
             pairs.append(np.stack([rows[start + i], rows[start + j]], axis=1))
     found = np.concatenate(pairs)
     return found[np.lexsort((found[:, 1], found[:, 0]))]
+
+
+def duplicate_labels(images: NDArray[np.uint8], radius: float = NEAR_DUPLICATE_RADIUS) -> NDArray[np.int64]:
+    """A number for each image, equal for images that a chain of `near_duplicates` connects.
+
+    Args:
+        images: uint8 ``(n, height, width, 3)``.
+        radius: Largest distance of a pair, see `near_duplicates`.
+
+    Returns:
+        int64 ``(n,)``, numbered from 0 in the order in which labels first occur.
+
+    Raises:
+        InputError: If the radius is negative or not a number.
+    """
+    pairs, n = near_duplicates(images, radius), len(images)
+    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, component = connected_components(links, directed=False)
+    # scipy does not promise an order of its numbers.
+    _, first, label = np.unique(component, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(first))[label], dtype=np.int64)
 
 
 def distance_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
