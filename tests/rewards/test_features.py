@@ -55,7 +55,13 @@ def test_pixels_of_other_sizes_are_resized(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", ["pixels", "efficientnet_lite0"])
 @pytest.mark.parametrize(
-    "images", [torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, 64, 64).byte()]
+    "images",
+    [
+        torch.zeros(2, 3, 64, 64),
+        torch.zeros(2, 64, 64, 3, dtype=torch.uint8),
+        torch.zeros(3, 64, 64).byte(),
+        torch.zeros(2, 3, 0, 64).byte(),
+    ],
 )
 def test_other_shapes_and_types_are_refused(name: str, images: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8"):
@@ -63,8 +69,10 @@ def test_other_shapes_and_types_are_refused(name: str, images: Tensor) -> None:
 
 
 def test_an_unknown_embedding_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'inception'.*pixels, efficientnet_lite0"):
-        embedding("inception")
+    forms = r"pixels, efficientnet_lite0, torchscript:<file>, <file>\.pt, .*transformers:.*, xrv:<weights>$"
+    for name in ("inception", "torchscript:", "xrv:", "resnet:50", "", "weights.bin"):
+        with pytest.raises(InputError, match=rf"^embedding '{name}' is unknown — choose among {forms}"):
+            embedding(name)
 
 
 def test_lite0_recognises_a_palace(weights: dict[str, Tensor]) -> None:
@@ -111,6 +119,22 @@ def test_features_depend_on_their_own_image_alone(name: str) -> None:
     assert together.dtype == torch.float32
     assert not together.requires_grad
     assert embed(images[:0]).shape == (0, embed.dimensions)
+
+
+@pytest.mark.parametrize("name", ["pixels", "efficientnet_lite0"])
+@pytest.mark.parametrize("size", [32, 100])
+def test_memory_layout_and_order_change_no_bit_of_resized_images(name: str, size: int) -> None:
+    embed, images = embedding(name), random_images(19, size=size)
+    channels_last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(embed(channels_last), embed(images))
+    assert torch.equal(embed(images.flip(0)[:7]), embed(images).flip(0)[:7])
+
+
+def test_fingerprints_follow_size_and_kind() -> None:
+    embeddings = (PixelEmbedding(), PixelEmbedding(32), EfficientNetLite0(), EfficientNetLite0(64))
+    assert len({embed.fingerprint for embed in embeddings}) == 4
+    assert PixelEmbedding().fingerprint == embedding("pixels").fingerprint
+    assert EfficientNetLite0().fingerprint == embedding("efficientnet_lite0").fingerprint
 
 
 def test_lite0_is_loaded_once() -> None:
