@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,38 @@ def normal(value: float, variance: float, n: int, *, least: float = -math.inf, m
     """A value with the interval of a normal distribution of that variance, cut to ``[least, most]``."""
     half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * variance**0.5
     return Estimate(value, max(value - half, least), min(value + half, most), n)
+
+
+def noise_floor(repeats: Sequence[Tensor]) -> Estimate:
+    """How far one measurement of a selection is from another that differs in nothing but its seed.
+
+    "A gain smaller than that is nothing." It is the standard deviation pooled over selections, each about its own mean:
+    the root of the sum of squares over its f = sum(n_i - 1) degrees of freedom. The interval is exact for measurements
+    of a normal distribution with one variance: f times the pooled variance over the quantiles of chi-square with f
+    degrees of freedom.
+
+    Args:
+        repeats: One tensor ``(n_i,)`` a selection (mask): its measurements, one a seed. Those of a single seed say
+            nothing of noise and are left out.
+
+    Returns:
+        In the unit of the measurements; 0 if all repeats agree; ``n`` counts the measurements used.
+
+    Raises:
+        ValueError: If no selection was measured twice, or a measurement is not finite.
+    """
+    # Less the first one, which changes no spread: equal repeats then have exactly none.
+    repeated = [(group - group[0]).double() for group in repeats if len(group) > 1]
+    if not repeated or not all(bool(group.isfinite().all()) for group in repeated):
+        raise ValueError(
+            f"the noise floor needs finite measurements of one selection for two seeds or more, got "
+            f"{[len(group) for group in repeats]} a selection"
+        )
+    n = sum(len(group) for group in repeated)
+    freedom = n - len(repeated)
+    squares = sum(float((group - group.mean()).square().sum()) for group in repeated)
+    low, high = (math.sqrt(squares / stats.chi2.ppf((1 + side * CONFIDENCE) / 2, freedom)) for side in (1, -1))
+    return Estimate(math.sqrt(squares / freedom), low, high, n)
 
 
 def halves(features: Tensor) -> tuple[Tensor, Tensor]:

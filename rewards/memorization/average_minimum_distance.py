@@ -29,7 +29,7 @@ class AverageMinimumDistance(RewardMetric):
     """`average_minimum_distance` of distances given in pieces.
 
     Args:
-        embedding: What distances are measured in.
+        distance: What is measured: an embedding's name, or ``aligned_pixels``.
 
     Example:
         >>> import torch
@@ -43,19 +43,19 @@ class AverageMinimumDistance(RewardMetric):
     higher_is_better = True
     plot_lower_bound = 0.0
 
-    distances: list[Tensor]
+    nearest: list[Tensor]
 
-    def __init__(self, embedding: str = "efficientnet_lite0") -> None:
-        super().__init__([embedding])
-        self.add_state("distances", default=[], dist_reduce_fx="cat")
+    def __init__(self, distance: str = "efficientnet_lite0") -> None:
+        super().__init__(distances=[distance])
+        self.add_state("nearest", default=[], dist_reduce_fx="cat")
 
     def update(self, distances: Tensor) -> None:
         """Adds distances ``(n,)`` of generated images to their nearest training images."""
-        self.distances.append(distances)
+        self.nearest.append(distances)
 
     def compute(self) -> Tensor:
         """The value so far."""
-        return torch.tensor(average_minimum_distance(dim_zero_cat(self.distances)).value)
+        return torch.tensor(average_minimum_distance(dim_zero_cat(self.nearest)).value)
 
     def shortfall(self, sample: Sample) -> str:
         """See `RewardMetric`."""
@@ -63,8 +63,8 @@ class AverageMinimumDistance(RewardMetric):
 
     def estimate(self, sample: Sample) -> Estimate:
         """See `RewardMetric`."""
-        return average_minimum_distance(sample.neighbors[self.embeddings[0]].distances[:, 0])
+        return average_minimum_distance(sample.neighbors[self.distances[0]].distances[:, 0])
 
     def null(self, reference: Reference) -> float:
         """See `RewardMetric`."""
-        return float(reference.null_distances[self.embeddings[0]].mean())
+        return float(reference.null_distances(self.distances[0]).mean())

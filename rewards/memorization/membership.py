@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from rewards.calibration import normal, threshold, wilson
 from rewards.estimate import Estimate
+from rewards.evidence import DenoisingLosses
 from rewards.metric import RewardMetric, check_setting
 from rewards.reference import Reference
 from rewards.sample import Sample
@@ -52,6 +53,7 @@ class _LossChangeMetric(RewardMetric):
     """What the two metrics share: loss changes (fine-tuned minus base) given in pieces."""
 
     higher_is_better = False
+    needs = frozenset({"losses"})
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
@@ -69,16 +71,18 @@ class _LossChangeMetric(RewardMetric):
 
     def shortfall(self, sample: Sample) -> str:
         """See `RewardMetric`."""
-        if sample.losses is None:
-            return "no denoising losses were computed"
-        sizes = len(sample.losses.train), len(sample.losses.heldout)
-        return f"needs the losses of 2 training and 2 held-out images, got {sizes}" if min(sizes) < 2 else ""
+        losses = _losses(sample)
+        sizes = len(losses.train), len(losses.heldout)
+        return (
+            f"needs the losses of 2 training and 2 held-out images, got {sizes[0]} and {sizes[1]}"
+            if min(sizes) < 2
+            else ""
+        )
 
     def estimate(self, sample: Sample) -> Estimate:
         """See `RewardMetric`."""
-        if sample.losses is None:
-            raise ValueError(f"{self.name} of a sample without losses")
-        return self._estimate(sample.losses.train_change, sample.losses.heldout_change)
+        losses = _losses(sample)
+        return self._estimate(losses.train_change, losses.heldout_change)
 
     @abstractmethod
     def _estimate(self, members: Tensor, others: Tensor) -> Estimate: ...
@@ -86,6 +90,12 @@ class _LossChangeMetric(RewardMetric):
     def compute(self) -> Tensor:
         """The value so far."""
         return torch.tensor(self._estimate(dim_zero_cat(self.members), dim_zero_cat(self.others)).value)
+
+
+def _losses(sample: Sample) -> DenoisingLosses:
+    losses = sample.evidence.losses
+    assert losses is not None
+    return losses
 
 
 class Membership(_LossChangeMetric):

@@ -51,7 +51,11 @@ class FeatureSetMetric(RewardMetric):
     def shortfall(self, sample: Sample) -> str:
         """See `RewardMetric`."""
         least, sizes = self.least(self._real(sample.reference).shape[1]), (sample.size, sample.reference.judge_size)
-        return f"needs {least} generated and {least} real images, got {sizes}" if min(sizes) < least else ""
+        return (
+            f"needs {least} generated and {least} real images, got {sizes[0]} and {sizes[1]}"
+            if min(sizes) < least
+            else ""
+        )
 
     def estimate(self, sample: Sample) -> Estimate:
         """See `RewardMetric`."""

@@ -13,6 +13,7 @@ from rewards.calibration import (
     bootstrap_mean,
     halves,
     leave_one_out_quantiles,
+    noise_floor,
     normal,
     null_quantiles,
     threshold,
@@ -109,3 +110,46 @@ def test_halves_share_no_row_and_are_not_the_first_and_the_second(n: int) -> Non
     assert torch.equal(halves(rows)[0], a)
     if n == 100:
         assert 10 < int((a < 50).sum()) < 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6).filter(lambda sizes: max(sizes) > 1),
+    seed=st.integers(0, 99),
+)
+def test_noise_floor_is_the_root_of_the_analysis_of_variances_error(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [rng.normal(10 * i, 2, size=n) for i, n in enumerate(sizes)]
+    freedom = sum(n - 1 for n in sizes)
+    variance = sum((n - 1) * g.var(ddof=1) for n, g in zip(sizes, groups, strict=True) if n > 1) / freedom
+    tensors = [torch.from_numpy(g) for g in groups]
+    estimate = noise_floor(tensors)
+    assert estimate.value == pytest.approx(math.sqrt(variance))
+    assert estimate.n == sum(n for n in sizes if n > 1)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    # The interval's ends are the spreads under which one so large, or so small, has a chance of 2.5 %.
+    assert stats.chi2.sf(freedom * variance / estimate.low**2, freedom) == pytest.approx(0.025)
+    assert stats.chi2.cdf(freedom * variance / estimate.high**2, freedom) == pytest.approx(0.025)
+    assert noise_floor([g.flip(0) + 3 for g in tensors[::-1]]) == pytest.approx(estimate)
+
+
+def test_noise_floors_interval_covers_the_true_spread() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        estimate = noise_floor([torch.from_numpy(rng.normal(i, 0.5, size=3)) for i in range(4)])
+        assert estimate.low is not None
+        assert estimate.high is not None
+        covered.append(estimate.low <= 0.5 <= estimate.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.035)
+
+
+def test_repeats_that_agree_have_no_noise() -> None:
+    assert noise_floor([torch.full((3,), 0.1), torch.full((2,), 1e9)]) == (0, 0, 0, 5)
+
+
+@pytest.mark.parametrize("repeats", [[], [torch.zeros(1), torch.ones(1)], [torch.tensor([0.0, torch.nan])]])
+def test_without_repeats_there_is_no_noise_floor(repeats: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="for two seeds or more"):
+        noise_floor(repeats)

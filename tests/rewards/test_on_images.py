@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 from scipy.stats import betabinom
 from torch import Tensor
 from torch.nn import functional
 
 from envs.datasets.phantom import render
-from rewards.features import embedding
-from rewards.memorization.copy_rate import copies, copy_threshold
-from rewards.neighbors import nearest_neighbors
+from rewards.features import cached_embedding
 from rewards.objective import Objective, Scalarization
 from rewards.suite import Suite
 
-EMBEDDINGS = ("pixels", "efficientnet_lite0")
 TRAIN, HELDOUT, OTHERS = slice(0, 64), slice(64, 320), slice(320, 600)
 
 
@@ -29,64 +28,63 @@ def noisy(images: Tensor, sd: float) -> Tensor:
 
 
 def shifted(images: Tensor, right: int, down: int = 0) -> Tensor:
-    padded = functional.pad(images.float(), (right, 0, down, 0), mode="replicate")
-    return padded[..., : images.shape[-2], : images.shape[-1]].to(torch.uint8)
+    padded = functional.pad(images.float(), (2, 2, 2, 2), mode="replicate")
+    height, width = images.shape[-2:]
+    return padded[..., 2 - down : 2 - down + height, 2 - right : 2 - right + width].to(torch.uint8)
+
+
+def compressed(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=50)
+    return Image.open(file)
+
+
+def by_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    changed = [np.array(change(Image.fromarray(image.permute(1, 2, 0).numpy()))) for image in images]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
 
 
 PLANTED: Mapping[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "untouched": (1.0, lambda images: images),
     "flipped": (1.0, lambda images: images.flip(-1)),
     "noise of sd 4": (0.95, lambda images: noisy(images, 4)),
+    "noise of sd 16": (0.95, lambda images: noisy(images, 16)),
     "flipped, noise of sd 4": (0.95, lambda images: noisy(images.flip(-1), 4)),
-    "shifted by 2 pixels": (0.8, lambda images: shifted(images, 2)),
+    "2 pixels to the right": (0.95, lambda images: shifted(images, 2)),
+    "2 pixels up": (0.95, lambda images: shifted(images, 0, -2)),
+    "2 pixels right and down": (0.95, lambda images: shifted(images, 2, 2)),
+    "2 pixels left and up, flipped": (0.95, lambda images: shifted(images, -2, -2).flip(-1)),
     "brighter by 10": (0.95, lambda images: (images.int() + 10).clamp(0, 255).to(torch.uint8)),
+    "JPEG of quality 50": (0.95, lambda images: by_pillow(images, compressed)),
+    "blurred": (0.95, lambda images: by_pillow(images, lambda image: image.filter(ImageFilter.GaussianBlur(1)))),
 }
 """What is done to training images, and the share of them that must be found at 1 %."""
 
 
-@dataclass(frozen=True)
-class Gallery:
-    images: Tensor
-    features: Mapping[str, Tensor]
-    flipped: Mapping[str, Tensor]
-
-    def distances(self, features: Mapping[str, Tensor], train: Tensor) -> Tensor:
-        """To the nearest of the given training rows, in each embedding: ``(n, 2)``."""
-        columns = [
-            nearest_neighbors(
-                features[name], self.features[name][train], flipped_gallery=self.flipped[name][train]
-            ).distances
-            for name in EMBEDDINGS
-        ]
-        return torch.cat(columns, dim=1)
-
-
-def embedded(images: Tensor) -> dict[str, Tensor]:
-    return {name: embedding(name)(images) for name in EMBEDDINGS}
-
-
 @pytest.fixture(scope="module", params=["chest_xray", "isic"])
-def gallery(request: pytest.FixtureRequest, real_images: Callable[[str], Tensor]) -> Gallery:
-    images = real_images(request.param)[:600]
-    return Gallery(images, embedded(images), embedded(images.flip(-1)))
+def real(request: pytest.FixtureRequest, real_images: Callable[[str], Tensor]) -> Tensor:
+    return real_images(request.param)[:600]
 
 
-def test_planted_copies_are_found_at_one_percent(gallery: Gallery) -> None:
-    rows = torch.arange(600)
-    null = gallery.distances({n: f[HELDOUT] for n, f in gallery.features.items()}, rows[TRAIN])
+def test_planted_copies_are_found_at_one_percent(real: Tensor) -> None:
+    suite = Suite(["copy_rate"])
+    reference = suite.reference(real[TRAIN], real[HELDOUT])
     for name, (least, change) in PLANTED.items():
-        found = copies(gallery.distances(embedded(change(gallery.images[TRAIN])), rows[TRAIN]), null, 0.01)
-        assert float(found.double().mean()) >= least, name
+        found = suite.measure(reference, change(real[TRAIN]))["copy_rate"].value
+        assert found is not None
+        assert found >= least, name
 
 
-def test_other_heldout_images_are_flagged_at_the_stated_rate(gallery: Gallery) -> None:
+def test_other_heldout_images_are_flagged_at_the_stated_rate(real: Tensor) -> None:
+    suite = Suite(["copy_rate"], embed=cached_embedding)
     flagged = []
-    for seed in range(10):
-        rows = torch.randperm(600, generator=torch.Generator().manual_seed(seed))
-        distances = gallery.distances({n: f[rows] for n, f in gallery.features.items()}, rows[TRAIN])
-        flagged.append(int(copies(distances[OTHERS], distances[HELDOUT], 0.01).sum()))
-        stated = copy_threshold(distances[HELDOUT], 0.01).rate
-    assert stated == 2 / 257
+    for seed in range(6):
+        images = real[torch.randperm(600, generator=torch.Generator().manual_seed(seed))]
+        reference = suite.reference(images[TRAIN], images[HELDOUT])
+        measured = suite.measure(reference, images[OTHERS])["copy_rate"]
+        assert measured.null == 2 / 257
+        assert measured.value is not None
+        flagged.append(round(measured.value * 280))
     assert betabinom(280, 2, 255).sf(max(flagged) - 1) > 0.01 / len(flagged)
     assert sum(flagged) / (280 * len(flagged)) <= 0.015
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from rewards.errors import InputError
+from rewards.evidence import DenoisingLosses
 from rewards.memorization.membership import Membership, MembershipTPR, membership_auc, membership_tpr
-from rewards.sample import DenoisingLosses
 
 changes = st.lists(st.integers(-4, 4), min_size=2, max_size=30)
 """Whole numbers, so that ties abound."""
