@@ -86,7 +86,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A resumed run asks everything again, and the store answers: what is written on the way starts anew.
                 shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-                self._evaluations = opened.enter_context((self.path / "evaluations.jsonl").open("w", encoding="utf-8"))
+                (self.path / "evaluations.jsonl").unlink(missing_ok=True)
                 opened.enter_context(_log_kept_in(self.path / "log.txt"))
             except BlockingIOError as error:
                 raise InputError(
@@ -104,7 +104,9 @@ class RunFolder:
 
     def record(self, served: Served) -> None:
         """Appends an answered request to ``evaluations.jsonl``, store hits marked."""
-        assert self._evaluations is not None
+        if self._evaluations is None:
+            path = self.path / "evaluations.jsonl"
+            self._evaluations = self._opened.enter_context(path.open("w", encoding="utf-8"))
         fields = served.evaluation.to_json() | {"hit": served.hit}
         self._evaluations.write(json.dumps(fields, allow_nan=False) + "\n")
         self._evaluations.flush()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,26 +54,61 @@ def sample_latents(
         guidance_scale: 1 for none; above 1, classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
         seed: Names the noise.
     """
-    generators = [torch_generator(seed, "generate", i) for i in range(len(states))]
-    noise = torch.stack([torch.randn(backbone.latent_shape, generator=g) for g in generators]).to(backbone.device)
+    noise, generators = starting_noise(backbone, len(states), seed)
+
+    def predict(scaled: Tensor, t: Tensor, rows: slice) -> Tensor:
+        condition = states[rows]
+        if guidance_scale <= 1:
+            return backbone.predict(scaled, t, condition)
+        unconditional, conditional = both_predictions(backbone, scaled, t, condition, empty_state)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    return denoise(backbone.scheduler, noise, predict, steps=steps, generators=generators)
+
+
+def starting_noise(backbone: LatentBackbone, n: int, seed: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Standard normal noise ``(n, c, h, w)``, and what each image's further noise comes from."""
+    generators = [torch_generator(seed, "generate", i) for i in range(n)]
+    noise = [torch.randn(backbone.latent_shape, generator=generator) for generator in generators]
+    return torch.stack(noise).to(backbone.device), generators
+
+
+def both_predictions(
+    backbone: LatentBackbone, scaled: Tensor, t: Tensor, condition: Tensor, empty_state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The denoiser's output without and with the condition, in one pass."""
+    states = torch.cat([empty_state.expand_as(condition), condition])
+    unconditional, conditional = backbone.predict(torch.cat([scaled, scaled]), t, states).chunk(2)
+    return unconditional, conditional
+
+
+def denoise(
+    scheduler: Any,
+    noise: Tensor,
+    predict: Callable[[Tensor, Tensor, slice], Tensor],
+    *,
+    steps: int,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Where a sampler gets to from standard normal noise, the shape of ``noise``.
+
+    Args:
+        scheduler: Of diffusers; it is left as it is.
+        noise: ``(n, c, h, w)``.
+        predict: Of noisy latents as the denoiser takes them, a timestep of the scheduler and their rows, the output.
+        steps: Of the scheduler.
+        generators: One a row, for schedulers that draw on the way.
+    """
     latents = []
-    for start in range(0, len(states), _CHUNK):
+    for start in range(0, len(noise), _CHUNK):
+        rows = slice(start, start + _CHUNK)
         # A scheduler keeps a step counter and, some of them, past outputs: every chunk needs its own.
-        scheduler = copy.deepcopy(backbone.scheduler)
-        scheduler.set_timesteps(steps, device=backbone.device)
-        takes_noise = "generator" in inspect.signature(scheduler.step).parameters
-        drawn = {"generator": generators[start : start + _CHUNK]} if takes_noise else {}
-        x = noise[start : start + _CHUNK] * scheduler.init_noise_sigma
-        condition = states[start : start + _CHUNK]
-        if guidance_scale > 1:
-            condition = torch.cat([empty_state.expand_as(condition), condition])
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x, t)
-            if guidance_scale > 1:
-                unconditional, conditional = backbone.predict(torch.cat([scaled, scaled]), t, condition).chunk(2)
-                prediction = unconditional + guidance_scale * (conditional - unconditional)
-            else:
-                prediction = backbone.predict(scaled, t, condition)
-            x = scheduler.step(prediction, t, x, return_dict=False, **drawn)[0]
+        own = copy.deepcopy(scheduler)
+        own.set_timesteps(steps, device=noise.device)
+        takes_noise = "generator" in inspect.signature(own.step).parameters
+        drawn = {"generator": list(generators[rows])} if takes_noise and generators else {}
+        x = noise[rows] * own.init_noise_sigma
+        for t in own.timesteps:
+            x = own.step(predict(own.scale_model_input(x, t), t, rows), t, x, return_dict=False, **drawn)[0]
         latents.append(x)
     return torch.cat(latents)

@@ -14,7 +14,7 @@ from rewards.errors import InputError
 Mask = tuple[bool, ...]
 """One toggle for each layer group, in the task's order: True means that the group may learn."""
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every task's id: raise it when a change moves the numbers of an evaluation, so that no old one is reused."""
 
 
@@ -68,6 +68,7 @@ class InnerBudget:
         sampling_steps: Of the backbone's own scheduler.
         guidance_scale: Classifier-free guidance; 1 is none and costs one forward pass a step instead of two.
         loss_draws: Size of the fixed (t, noise) grid at which denoising losses are compared.
+        inversions: Training images that are inverted if that is measured, and as many held-out ones.
     """
 
     steps: int
@@ -81,6 +82,7 @@ class InnerBudget:
     caption_dropout: float = 0.1
     guidance_scale: float = 1.0
     loss_draws: int = 8
+    inversions: int = 8
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0 to ``steps - 1``."""
@@ -91,7 +93,7 @@ class InnerBudget:
         return self.learning_rate * (self.steps - step) / (self.steps - self.warmup)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "images", "sampling_steps", "loss_draws"):
+        for name in ("steps", "batch_size", "images", "sampling_steps", "loss_draws", "inversions"):
             if getattr(self, name) < 1:
                 raise InputError(f"inner.{name}={getattr(self, name)}", "set it to 1 or more")
         if not 0 < self.learning_rate < math.inf:

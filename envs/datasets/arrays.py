@@ -52,15 +52,7 @@ def read_npz(path: Path, medmnist: MedMNIST, size: int) -> tuple[CheckedImages, 
     Raises:
         InputError: If the file cannot be read or has neither layout, or its columns do not fit together.
     """
-    try:
-        # Opened here: numpy leaves a file open that turns out not to be a zip.
-        with path.open("rb") as handle:
-            file = np.load(handle, allow_pickle=False)
-            columns: dict[str, NDArray[Any]] = {k: file[k] for k in file.files} if isinstance(file, NpzFile) else {}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read ({_line(error)})", "write it again with numpy.savez, or remove it"
-        ) from error
+    columns = load_columns(path)
     try:
         if "images" in columns:
             return _read_columns(columns, size)
@@ -71,6 +63,23 @@ def read_npz(path: Path, medmnist: MedMNIST, size: int) -> tuple[CheckedImages, 
     raise InputError(
         f"{path} has the columns {', '.join(columns) or 'none'}", "it needs `images`, or MedMNIST's `train_images`"
     )
+
+
+def load_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an ``.npz`` file, none of them unpickled; nothing if it holds a single ``.npy`` array.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        # Opened here: numpy leaves a file open that turns out not to be a zip.
+        with path.open("rb") as handle:
+            file = np.load(handle, allow_pickle=False)
+            return {key: file[key] for key in file.files} if isinstance(file, NpzFile) else {}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be read ({_line(error)})", "write it again with numpy.savez, or remove it"
+        ) from error
 
 
 def _read_columns(columns: dict[str, NDArray[Any]], size: int) -> tuple[CheckedImages, DatasetCard]:

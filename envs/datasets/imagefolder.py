@@ -39,6 +39,40 @@ def read_folder(root: Path, size: int) -> CheckedImages:
     Raises:
         InputError: If there are no images, or the table is malformed. An image that cannot be read is a reject.
     """
+    rows = folder_rows(root)
+    pixels: list[NDArray[np.uint8]] = []
+    kept: list[dict[str, str]] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        try:
+            with Image.open(root / row["id"]) as image:
+                pixels.append(square_rgb(image, size))
+            kept.append(row)
+        except FileNotFoundError:
+            rejects.append(Reject(row["id"], "there is no such file"))
+        except UnusableImageError as error:
+            rejects.append(Reject(row["id"], str(error)))
+        except Exception as error:
+            # Decoders raise a dozen types on broken files, SyntaxError and struct.error among them.
+            rejects.append(Reject(row["id"], f"does not decode: {' '.join(str(error).split())}"))
+    return check_images(
+        np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8),
+        ids=[row["id"] for row in kept],
+        groups=[row["group"] for row in kept],
+        captions=[row["text"] for row in kept],
+        labels=numbered_labels([row["label"] for row in kept]),
+        declared=[row["split"] for row in kept],
+        size=size,
+        rejects=rejects,
+    )
+
+
+def folder_rows(root: Path) -> list[dict[str, str]]:
+    """What the folder says of each image: ``id`` (its path in the folder), ``group``, ``text``, ``label``, ``split``.
+
+    Raises:
+        InputError: See `read_folder`.
+    """
     rows = _read_metadata(root)
     if not rows:
         files = sorted(
@@ -47,32 +81,16 @@ def read_folder(root: Path, size: int) -> CheckedImages:
         rows = [{"file_name": name} for name in files]
     if not rows:
         raise InputError(f"{root} has no images", f"put image files there ({', '.join(sorted(_SUFFIXES))})")
-
-    pixels: list[NDArray[np.uint8]] = []
-    kept: list[dict[str, str]] = []
-    rejects: list[Reject] = []
-    for row in rows:
-        try:
-            with Image.open(root / row["file_name"]) as image:
-                pixels.append(square_rgb(image, size))
-            kept.append(row)
-        except FileNotFoundError:
-            rejects.append(Reject(row["file_name"], "there is no such file"))
-        except UnusableImageError as error:
-            rejects.append(Reject(row["file_name"], str(error)))
-        except Exception as error:
-            # Decoders raise a dozen types on broken files, SyntaxError and struct.error among them.
-            rejects.append(Reject(row["file_name"], f"does not decode: {' '.join(str(error).split())}"))
-    return check_images(
-        np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8),
-        ids=[row["file_name"] for row in kept],
-        groups=[_first(row, _GROUP) for row in kept],
-        captions=[_first(row, _CAPTION) for row in kept],
-        labels=_numbered([_first(row, _LABEL) for row in kept]),
-        declared=[row.get("split", "") for row in kept],
-        size=size,
-        rejects=rejects,
-    )
+    return [
+        {
+            "id": row["file_name"],
+            "group": _first(row, _GROUP),
+            "text": _first(row, _CAPTION),
+            "label": _first(row, _LABEL),
+            "split": row.get("split", ""),
+        }
+        for row in rows
+    ]
 
 
 def _read_metadata(root: Path) -> list[dict[str, str]]:
@@ -124,7 +142,7 @@ def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
     return next((row[name] for name in names if row.get(name)), "")
 
 
-def _numbered(labels: Sequence[str]) -> NDArray[np.int64]:
+def numbered_labels(labels: Sequence[str]) -> NDArray[np.int64]:
     """Integers as they are, names by their place in the alphabet, -1 where there is none."""
     known = sorted(set(labels) - {""})
     try:

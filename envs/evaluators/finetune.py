@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets.base import ImageSet, SplitDataset
 from envs.evaluators.base import Evaluation
+from envs.evidence import caption_magnitudes, inverted
 from envs.finetune import DivergedError, TrainingSet, finetune
 from envs.generate import generate
 from envs.groups import find_groups
 from envs.losses import denoising_losses
 from envs.methods import find_method
+from envs.probes import reproduction_similarity
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
+from rewards.evidence import DenoisingLosses, Evidence, Inversions, NoiseMagnitudes
 from rewards.measurement import Measurement
+from rewards.memorization.inversion import InversionSettings, Similarity
 from rewards.reference import Reference
-from rewards.sample import DenoisingLosses
 from rewards.suite import Suite
 
 
@@ -94,7 +97,11 @@ class FineTuneEvaluator:
         judge = dataset.test if task.judge == "test" else dataset.heldout
         self._empty = backbone.encode_captions([""])
         self.training_set, self._judge = self._prepare(dataset.train), self._prepare(judge)
-        self._generated_states = self.training_set.states[torch.arange(task.inner.images) % len(dataset.train)]
+        self._images, self._judged = dataset, judge
+        self._similarity: Similarity | None = None
+        rows = [i % len(dataset.train) for i in range(task.inner.images)]
+        self._prompts = [dataset.train.captions[row] for row in rows]
+        self._generated_states = self.training_set.states[rows]
         self.suite = Suite(task.metrics)
         self._reference: Reference = self.suite.reference(_as_tensor(dataset.train.images), _as_tensor(judge.images))
         self._base_losses = self._losses()
@@ -154,13 +161,46 @@ class FineTuneEvaluator:
 
     def _measure(self, images: NDArray[np.uint8]) -> Mapping[str, Measurement]:
         with self._clock("losses"):
-            train, judge = self._losses()
-            if not (train.isfinite().all() and judge.isfinite().all()):
-                raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
-            base_train, base_judge = self._base_losses
-            losses = DenoisingLosses(train=train, heldout=judge, base_train=base_train, base_heldout=base_judge)
+            evidence = Evidence(
+                losses=self._changed_losses() if "losses" in self.suite.needs else None,
+                prompts=self._prompts,
+                noise_magnitudes=self._noise_magnitudes() if "noise_magnitudes" in self.suite.needs else None,
+                inversions=self._inversions() if "inversions" in self.suite.needs else None,
+            )
         with self._clock("measure"):
-            return self.suite.measure(self._reference, _as_tensor(images), losses)
+            return self.suite.measure(self._reference, _as_tensor(images), evidence)
+
+    def _changed_losses(self) -> DenoisingLosses:
+        train, judge = self._losses()
+        if not (train.isfinite().all() and judge.isfinite().all()):
+            raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
+        base_train, base_judge = self._base_losses
+        return DenoisingLosses(train=train, heldout=judge, base_train=base_train, base_heldout=base_judge)
+
+    def _noise_magnitudes(self) -> NoiseMagnitudes:
+        inner = self.task.inner
+        return caption_magnitudes(
+            self.backbone,
+            self._images.train,
+            self._judged,
+            steps=inner.sampling_steps,
+            guidance_scale=inner.guidance_scale,
+            seed=self.task.seed,
+        )
+
+    def _inversions(self) -> Inversions:
+        inner, train, judged = self.task.inner, self._images.train, self._judged
+        if self._similarity is None:
+            self._similarity = reproduction_similarity(self.backbone, train.images, judged.images)
+        settings = InversionSettings(sampling_steps=inner.sampling_steps, seed=self.task.seed)
+        found, _ = inverted(
+            self.backbone,
+            train.take(range(min(inner.inversions, len(train)))),
+            judged.take(range(min(inner.inversions, len(judged)))),
+            self._similarity,
+            settings,
+        )
+        return found
 
     def _losses(self) -> tuple[Tensor, Tensor]:
         """Of the training images and of the judge's, at the model's present state."""

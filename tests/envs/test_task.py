@@ -37,6 +37,7 @@ OTHER_INNER: dict[str, Any] = {
     "caption_dropout": 0.2,
     "guidance_scale": 2.0,
     "loss_draws": 9,
+    "inversions": 9,
 }
 OTHER_TASK: dict[str, Any] = {
     "env": "isic",

@@ -24,7 +24,7 @@ from envs.losses import denoising_losses
 from envs.methods import find_method
 from envs.task import InnerBudget, Schedule, SelectionTask
 from rewards.errors import InputError
-from rewards.sample import DenoisingLosses
+from rewards.evidence import DenoisingLosses, Evidence
 from rewards.suite import Suite
 from tests.envs.evaluators.conformance import check_evaluator
 
@@ -130,7 +130,7 @@ def test_an_evaluation_is_what_its_parts_give_by_hand(
     expected = suite.measure(
         suite.reference(images[0], images[1]),
         torch.from_numpy(generated).permute(0, 3, 1, 2),
-        DenoisingLosses(*losses(), *base),
+        Evidence(losses=DenoisingLosses(*losses(), *base)),
     )
     moved = [name for name, tensor in backbone.denoiser.named_parameters() if not torch.equal(tensor, before[name])]
     backbone.denoiser.load_state_dict(before)
