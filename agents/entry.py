@@ -19,14 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rewards.errors import InputError
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, NOT_MET, INTERRUPTED = 2, 3, 130
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Makes a Hydra application of ``task(config)`` with the exit codes of the contract.
 
-    0 done; 2 and one line ``error: <what> — <what to do>`` for `InputError` and for overrides that Hydra refuses; 130
-    after Ctrl-C or SIGTERM. Anything else is a bug and keeps its traceback.
+    0 done; 2 and one line ``error: <what> — <what to do>`` for `InputError` and for overrides that Hydra refuses; 3 if
+    the task exits so because an audit's threshold was not met; 130 after Ctrl-C or SIGTERM. Anything else is a bug and
+    keeps its traceback.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 
+from agents.pages import base64_text, render
 from agents.session import Session
 
 matplotlib.use("Agg")
@@ -26,15 +25,7 @@ def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Pat
     (folder / "figures").mkdir(exist_ok=True)
     figure = folder / "figures" / "search.png"
     _draw_search(figure, summary, session)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("agents", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = _number
-    page = environment.get_template("train.html").render(
-        run=summary,
-        rows=_rows(summary),
-        figure=base64.b64encode(figure.read_bytes()).decode(),
-    )
+    page = render("train.html", run=summary, rows=_rows(summary), figure=base64_text(figure.read_bytes()))
     report = folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
@@ -52,10 +43,6 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for name, measured in summary["metrics"].items()
     ]
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"
 
 
 def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
