@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test bench lint format typecheck check wheel clean
+.PHONY: help setup train test bench proof lint format typecheck check wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ test: $(READY)  ## the whole test suite; a part of it: make test ARGS="tests/rew
 
 bench: $(READY)  ## the benchmarks; writes runs/bench/<name>.json
 	$(PY) -m agents.bench $(ARGS)
+
+proof: $(READY)  ## prove the measurements on real images; writes docs/measurements.md
+	$(PY) -m agents.validate $(ARGS)
 
 lint: $(READY)  ## style, formatting, and which package may import which
 	$(PY) -m ruff check

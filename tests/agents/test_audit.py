@@ -107,9 +107,7 @@ def test_a_pipeline_is_sampled_and_asked(sets: Path, tmp_path: Path) -> None:
     small = ("sampling.images=12", "sampling.steps=4", "loss_draws=2", "inversion.images=2")
     search = ("+inversion.search.steps=2", "+inversion.search.check_every=1", "+inversion.search.sampling_steps=3")
     sources = ("train=all.npz@train", "heldout=all.npz@heldout")
-    outcome = audit(
-        f"generated={pipeline}", "base=embedded", *sources, *small, *search, sets=sets, folder=tmp_path
-    )
+    outcome = audit(f"generated={pipeline}", "base=embedded", *sources, *small, *search, sets=sets, folder=tmp_path)
     assert outcome.code in (0, 3), outcome.err
     found = result(tmp_path)
     assert found["task"]["backbone"] == "model"

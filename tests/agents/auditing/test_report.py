@@ -352,7 +352,10 @@ def test_nothing_measured(tmp_path: Path) -> None:
 
 
 def test_no_limit_and_no_metric(usual: Case, tmp_path: Path) -> None:
-    summary = usual.summary | {"not_measured": {}, "verdict": usual.summary["verdict"] | {"checks": [], "passed": False}}
+    summary = usual.summary | {
+        "not_measured": {},
+        "verdict": usual.summary["verdict"] | {"checks": [], "passed": False},
+    }
     text = read(Case(summary, replace(usual.outcome, measurements={}, checks=[])), tmp_path).text
     assert "NOTHING WAS CHECKED" in text
     assert "Every metric of this audit has a value." in text
