@@ -53,8 +53,10 @@ def aligned_neighbors(queries: Tensor, train: Tensor, candidates: Tensor) -> Nei
         raise ValueError(f"uint8 images of one size are aligned, got {tuple(queries.shape)} and {tuple(train.shape)}")
     reach = _reach(queries.shape[-2]), _reach(queries.shape[-1])
     distances, indices = torch.empty(len(queries), dtype=torch.float64), torch.empty(len(queries), dtype=torch.int64)
-    for start in range(0, len(queries), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    # One block if all candidates fit: then each is prepared once.
+    size = len(queries) if len(candidates.unique()) <= 2 * _BLOCK else _BLOCK
+    for start in range(0, len(queries), max(1, size)):
+        block = slice(start, start + size)
         used, places = candidates[block].unique(return_inverse=True)
         sides = _sides(_blurred(train[used]), reach)
         parts = zip(_blurred(queries[block]).split(_CHUNK), places.split(_CHUNK), strict=True)

@@ -224,6 +224,10 @@ class _Block:
         return torch.stack([norms.max() for norms in self.norms]).max()
 
 
+_Pairs = tuple[Tensor, Tensor, list[Tensor] | None]
+"""Rows and columns; for each gallery, if there are two, in which pairs it may be the nearer one (None: in all)."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Search:
     """Goes through tiles of queries times gallery and keeps the k nearest found so far."""
@@ -265,8 +269,8 @@ class _Search:
                 here = replace(chunk, own=None)
             else:
                 here = chunk
-            for row, column in self._candidates(here, block, best[:, -1], buffers):
-                value = self._by_difference(chunk.given, row, column + start)
+            for row, column, sides in self._candidates(here, block, best[:, -1], buffers):
+                value = self._by_difference(chunk.given, row, column + start, sides)
                 self._keep(best, index, row, column + start, value)
         return (best / max(1, chunk.given.shape[1])).sqrt(), index
 
@@ -292,10 +296,8 @@ class _Search:
             return torch.arange(where.start, where.stop, device=self.queries.device)
         return self.labels[where]
 
-    def _candidates(
-        self, chunk: _Chunk, block: _Block, furthest: Tensor, buffers: list[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows and columns, in this order, of every pair that may be among its row's k nearest, in pieces.
+    def _candidates(self, chunk: _Chunk, block: _Block, furthest: Tensor, buffers: list[Tensor]) -> Iterator[_Pairs]:
+        """Every pair that may be among its row's k nearest, in pieces, rows and columns in this order.
 
         Args:
             chunk: Queries.
@@ -327,21 +329,19 @@ class _Search:
             pairs.append(row * len(block.kinds) + columns[row, place])
         pair = torch.cat(pairs).unique()
         for some in pair.split(self._pairs):
-            yield some // len(block.kinds), some % len(block.kinds)
+            yield some // len(block.kinds), some % len(block.kinds), None
         rest = (~complete).nonzero()[:, 0]
         if len(rest):
-            for row, column in self._by_products(chunk.take(rest), block, furthest[rest], buffers):
-                yield rest[row], column
+            for row, column, sides in self._by_products(chunk.take(rest), block, furthest[rest], buffers):
+                yield rest[row], column, sides
 
-    def _by_products(
-        self, chunk: _Chunk, block: _Block, furthest: Tensor, buffers: list[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _by_products(self, chunk: _Chunk, block: _Block, furthest: Tensor, buffers: list[Tensor]) -> Iterator[_Pairs]:
         """See `_candidates`. A tile holds squared distances less the query's squared norm."""
         shape = len(chunk.given), len(block.kinds)
         tiles = [buffer[: math.prod(shape)].view(shape) for buffer in buffers]
         for tile, moved, norms in zip(tiles, block.moved, block.norms, strict=True):
             torch.addmm(norms.square().to(tile.dtype), chunk.moved, moved.T, alpha=-2, out=tile)
-        tile = tiles[0] if len(tiles) == 1 else torch.minimum(*tiles, out=tiles[0])
+        tile = tiles[0] if len(tiles) == 1 else torch.minimum(*tiles)
         if chunk.own is not None:
             tile.masked_fill_(block.kinds == chunk.own[:, None], torch.inf)
         error, square = self.space.error(chunk.norms, block.longest), chunk.norms.square()
@@ -353,7 +353,8 @@ class _Search:
             rows = slice(start, start + step)
             row, column = (tile[rows] <= limit[rows, None]).nonzero(as_tuple=True)
             if len(row):
-                yield row + start, column
+                near = [side[rows][row, column] <= limit[rows][row] for side in tiles] if len(tiles) > 1 else None
+                yield row + start, column, near
 
     @property
     def _pairs(self) -> int:
@@ -367,14 +368,23 @@ class _Search:
         known = furthest * self.space.scale * self.space.scale
         return (torch.minimum(bound.double() + error, known) + error).clamp(max=torch.finfo(self.space.single).max)
 
-    def _by_difference(self, given: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def _by_difference(self, given: Tensor, row: Tensor, column: Tensor, sides: list[Tensor] | None) -> Tensor:
+        """Squared distances of pairs, of the sides that are asked for: another is too far to be the nearer one."""
+        if sides is not None:
+            found = torch.full((len(self.galleries), len(row)), torch.inf, dtype=torch.float64, device=given.device)
+            for values, gallery, wanted in zip(found, self.galleries, sides, strict=True):
+                values[wanted] = self._differences(given, [gallery], row[wanted], column[wanted])
+            return found.amin(0)
+        return self._differences(given, self.galleries, row, column)
+
+    def _differences(self, given: Tensor, galleries: list[Tensor], row: Tensor, column: Tensor) -> Tensor:
         d = max(1, given.shape[1])
         # As many as fit a processor's cache: each is written and read several times.
         size = max(1, min((1 << 18) // d, self.max_bytes // (128 * d)))
         pieces = [torch.empty(0, dtype=torch.float64, device=given.device)]
         for i, j in zip(row.split(size), column.split(size), strict=True):
             query = given[i].double()
-            squares = [_sums(gallery[j].double().sub_(query).square_()) for gallery in self.galleries]
+            squares = [_sums(gallery[j].double().sub_(query).square_()) for gallery in galleries]
             pieces.append(squares[0] if len(squares) == 1 else torch.minimum(*squares))
         return torch.cat(pieces)
 

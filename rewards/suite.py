@@ -64,6 +64,10 @@ METRICS: Mapping[str, type[RewardMetric]] = {
 """Every metric there is, by the name that configurations and results use."""
 
 
+_SEARCH_BYTES = 1 << 30
+"""Room for a search. Training sets that fit are searched in one piece, and then the fewest pairs are looked at twice."""
+
+
 class Suite:
     """Measures the named metrics, in their order.
 
@@ -96,7 +100,6 @@ class Suite:
         searched = [name for name in self._distances if name != ALIGNED_PIXELS]
         if ALIGNED_PIXELS in self._distances:
             searched += ALIGNMENT_CANDIDATES
-        self._searched = tuple(dict.fromkeys(searched))
         embedded = dict.fromkeys([name for metric in every for name in metric.embeddings] + searched)
         self._embeddings = {name: embed(name) for name in embedded}
 
@@ -159,43 +162,48 @@ class Suite:
 
     def _neighbors(self, reference: Reference, images: Tensor, features: Mapping[str, Tensor]) -> dict[str, Neighbors]:
         """The nearest distinct training images, by distance."""
-        distinct = reference.distinct
+        counts = {name: self._count(name, reference.distinct) for name in self._distances}
+        return self._search(reference, images, features, counts)
+
+    def _train_neighbors(self, reference: Reference) -> dict[str, Neighbors]:
+        if reference.distinct < 2:
+            return {}
+        wanted = {name: 1 for m in self.metrics.values() if m.wants_train_neighbors for name in m.distances}
+        return self._search(reference, reference.train_images, reference.train, wanted, exclude_self=True)
+
+    def _search(
+        self,
+        reference: Reference,
+        images: Tensor,
+        features: Mapping[str, Tensor],
+        counts: Mapping[str, int],
+        exclude_self: bool = False,
+    ) -> dict[str, Neighbors]:
+        """So many nearest training images in each distance, or as many as there are."""
+        aligned = ALIGNED_PIXELS in counts
+        wanted = {name: count for name, count in counts.items() if name != ALIGNED_PIXELS}
+        if aligned:
+            wanted |= {name: max(CANDIDATES, wanted.get(name, 1)) for name in ALIGNMENT_CANDIDATES}
         found = {
             name: nearest_neighbors(
                 features[name],
                 reference.train[name],
                 flipped_gallery=reference.flipped_train[name],
-                k=min(distinct, self._count(name, distinct)),
+                k=min(reference.distinct - exclude_self, count),
+                exclude_self=exclude_self,
                 labels=reference.labels,
+                max_bytes=_SEARCH_BYTES,
             )
-            for name in self._searched
+            for name, count in wanted.items()
         }
-        if ALIGNED_PIXELS in self._distances:
+        if aligned:
             candidates = torch.cat([found[name].indices[:, :CANDIDATES] for name in ALIGNMENT_CANDIDATES], dim=1)
             found[ALIGNED_PIXELS] = aligned_neighbors(images, reference.train_images, candidates)
         return found
 
-    def _train_neighbors(self, reference: Reference) -> dict[str, Neighbors]:
-        wanted = {n for m in self.metrics.values() if m.wants_train_neighbors for n in m.distances} & {*self._searched}
-        if reference.distinct < 2:
-            return {}
-        return {
-            name: nearest_neighbors(
-                reference.train[name],
-                reference.train[name],
-                flipped_gallery=reference.flipped_train[name],
-                exclude_self=True,
-                labels=reference.labels,
-            )
-            for name in wanted
-        }
-
     def _count(self, distance: str, distinct: int) -> int:
-        """How many neighbours the metrics, and the alignment, look at."""
-        counts = [metric.neighbors(distinct) for metric in self.metrics.values() if distance in metric.distances]
-        if ALIGNED_PIXELS in self._distances and distance in ALIGNMENT_CANDIDATES:
-            counts.append(CANDIDATES)
-        return max(counts)
+        """How many neighbours the metrics look at."""
+        return max(metric.neighbors(distinct) for metric in self.metrics.values() if distance in metric.distances)
 
 
 def _configured(name: str, settings: Mapping[str, Any]) -> RewardMetric:

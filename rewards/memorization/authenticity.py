@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from rewards.alignment import ALIGNED_PIXELS
 from rewards.calibration import wilson
 from rewards.estimate import Estimate
 from rewards.metric import RewardMetric
@@ -33,7 +34,7 @@ class Authenticity(RewardMetric):
     """`authenticity` of distances given in pieces. Its null is the share of held-out images that are authentic.
 
     Args:
-        distance: What is measured: an embedding's name.
+        distance: What is measured: an embedding's name, or ``aligned_pixels``.
 
     Example:
         >>> import torch
@@ -52,7 +53,7 @@ class Authenticity(RewardMetric):
     nearest: list[Tensor]
     around: list[Tensor]
 
-    def __init__(self, distance: str = "efficientnet_lite0") -> None:
+    def __init__(self, distance: str = ALIGNED_PIXELS) -> None:
         super().__init__(distances=[distance])
         self.add_state("nearest", default=[], dist_reduce_fx="cat")
         self.add_state("around", default=[], dist_reduce_fx="cat")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from rewards.alignment import ALIGNED_PIXELS
 from rewards.calibration import bootstrap_mean
 from rewards.estimate import Estimate
 from rewards.metric import RewardMetric
@@ -45,7 +46,7 @@ class AverageMinimumDistance(RewardMetric):
 
     nearest: list[Tensor]
 
-    def __init__(self, distance: str = "efficientnet_lite0") -> None:
+    def __init__(self, distance: str = ALIGNED_PIXELS) -> None:
         super().__init__(distances=[distance])
         self.add_state("nearest", default=[], dist_reduce_fx="cat")
 

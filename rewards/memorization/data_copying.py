@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from rewards.alignment import ALIGNED_PIXELS
 from rewards.calibration import halves, normal
 from rewards.errors import InputError
 from rewards.estimate import Estimate
@@ -108,29 +109,28 @@ def cells(train: Tensor, *others: Tensor, count: int = 3) -> list[Tensor]:
     count = min(count, len(train.unique(dim=0)))
     if count == 1:
         return [torch.zeros(len(other), dtype=torch.int64) for other in others]
-    mean = train.double().mean(0)
-    axes = _axes(train.double() - mean)
+    mean = train.mean(0)
+    axes = _axes(train - mean)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)  # a cell less does no harm
-        centres, _ = kmeans2(((train.double() - mean) @ axes).numpy(), count, iter=100, minit="++", rng=0)
-    return [torch.from_numpy(vq(((x.double() - mean) @ axes).numpy(), centres)[0]).long() for x in others]
+        centres, _ = kmeans2(((train - mean) @ axes).double().numpy(), count, iter=100, minit="++", rng=0)
+    return [torch.from_numpy(vq(((x - mean) @ axes).double().numpy(), centres)[0]).long() for x in others]
 
 
 def _axes(centred: Tensor) -> Tensor:
     """Orthonormal ``(d, <= 64)``: the principal axes of rows ``(t, d)``."""
     t, d = centred.shape
     if d <= _DIMENSIONS:
-        return torch.eye(d, dtype=torch.float64)
+        return torch.eye(d)
     # The smaller of the two products has the same eigenvalues, apart from zeros.
     product = centred @ centred.T if t < d else centred.T @ centred
     size = len(product)
-    values, vectors = (
-        torch.from_numpy(x) for x in eigh(product.numpy(), subset_by_index=(max(0, size - _DIMENSIONS), size - 1))
-    )
-    kept = values > 1e-12 * values[-1]
+    top = max(0, size - _DIMENSIONS), size - 1
+    values, vectors = (torch.from_numpy(x) for x in eigh(product.double().numpy(), subset_by_index=top))
+    kept = values > 1e-6 * values[-1]
     if t >= d:
-        return vectors[:, kept]
-    return centred.T @ vectors[:, kept] / values[kept].sqrt()
+        return vectors[:, kept].to(centred.dtype)
+    return centred.T @ (vectors[:, kept] / values[kept].sqrt()).to(centred.dtype)
 
 
 class DataCopying(RewardMetric):
@@ -140,7 +140,8 @@ class DataCopying(RewardMetric):
     held-out images in place of generated ones, against the other half: near 0, and on fewer images than the value.
 
     Args:
-        embedding: What distances are measured in, and cells are made of.
+        distance: What is measured: an embedding's name, or ``aligned_pixels``.
+        embedding: What cells are made of.
         cells: How many, at least 1.
 
     Example:
@@ -161,8 +162,8 @@ class DataCopying(RewardMetric):
     others: list[Tensor]
     others_cells: list[Tensor]
 
-    def __init__(self, embedding: str = "efficientnet_lite0", cells: int = 3) -> None:
-        super().__init__([embedding], [embedding])
+    def __init__(self, distance: str = ALIGNED_PIXELS, embedding: str = "pixels", cells: int = 3) -> None:
+        super().__init__([embedding], [distance])
         if cells < 1:
             raise InputError(f"data_copying.cells={cells}", "set it to 1 or more")
         self.cells = cells

@@ -152,7 +152,7 @@ def sample(generated: Tensor, known: Reference) -> Sample:
 
 def test_copies_heldout_images_and_noise() -> None:
     train, judge, other = (blobs(150, 8, seed)[0] for seed in (0, 1, 2))
-    known, metric = reference(train, judge), DataCopying("f")
+    known, metric = reference(train, judge), DataCopying("f", "f")
 
     def value(generated: Tensor) -> float:
         measured = metric.measure(sample(generated, known)).value
@@ -172,13 +172,13 @@ def test_the_null_is_of_one_draw_of_features_and_distances() -> None:
     known = reference(train, judge)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     first, second = judge[order[:60]], judge[order[60:]]
-    expected = DataCopying("f").measure(sample(first, reference(train, second))).value
-    assert DataCopying("f").null(known) == pytest.approx(expected)
+    expected = DataCopying("f", "f").measure(sample(first, reference(train, second))).value
+    assert DataCopying("f", "f").null(known) == pytest.approx(expected)
 
 
 def test_too_few_images_are_named() -> None:
     train, judge = torch.rand(1, 3), torch.rand(30, 3)
-    metric, known = DataCopying("f"), reference(train, judge)
+    metric, known = DataCopying("f", "f"), reference(train, judge)
     measured = metric.measure(sample(torch.rand(19, 3), known))
     assert metric.null(known) is None
     assert measured.value is None
