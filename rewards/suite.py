@@ -65,7 +65,7 @@ METRICS: Mapping[str, type[RewardMetric]] = {
 
 
 _SEARCH_BYTES = 1 << 30
-"""Room for a search. Training sets that fit are searched in one piece, and then the fewest pairs are looked at twice."""
+"""Room for a search: training sets that fit are searched in one piece, and then the fewest pairs are looked at."""
 
 
 class Suite:
