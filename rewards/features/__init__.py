@@ -2,7 +2,7 @@
 
 By name, in a configuration's ``embeddings``:
 
-- ``pixels``
+- ``pixels``, and ``pixels_32``, the same at 32 x 32
 - ``efficientnet_lite0``
 - ``torchscript:<file>``, or the file alone if it ends in .pt, .pth, .ts or .torchscript, for example
   ``sscd.pt?size=288&mean=0.485,0.456,0.406&std=0.229,0.224,0.225`` (see `TorchScript` and `Preprocessing`)
@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 _EMBEDDINGS: dict[str, Callable[[], Embedding]] = {
-    PixelEmbedding.name: PixelEmbedding,
+    "pixels": PixelEmbedding,
+    "pixels_32": lambda: PixelEmbedding(32),
     EfficientNetLite0.name: EfficientNetLite0,
 }
 _FAMILIES: dict[str, Callable[[str, str], Embedding]] = {

@@ -162,7 +162,7 @@ class DataCopying(RewardMetric):
     others: list[Tensor]
     others_cells: list[Tensor]
 
-    def __init__(self, distance: str = ALIGNED_PIXELS, embedding: str = "pixels", cells: int = 3) -> None:
+    def __init__(self, distance: str = ALIGNED_PIXELS, embedding: str = "pixels_32", cells: int = 3) -> None:
         super().__init__([embedding], [distance])
         if cells < 1:
             raise InputError(f"data_copying.cells={cells}", "set it to 1 or more")

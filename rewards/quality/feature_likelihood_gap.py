@@ -143,7 +143,8 @@ class FeatureLikelihoodGap(RewardMetric):
     Its null takes one half of the judge's images for generated ones and the other half for the judge's.
 
     Args:
-        embedding: What features are taken of.
+        embedding: What features are taken of. A network's features put all images of a decoder that blurs far from
+            all real ones, and then the gap is 0 whatever was copied; small pixels do not.
         dimensions: At most this many principal components of them, at least 1.
     """
 
@@ -154,7 +155,7 @@ class FeatureLikelihoodGap(RewardMetric):
     members: list[Tensor]
     others: list[Tensor]
 
-    def __init__(self, embedding: str = "efficientnet_lite0", dimensions: int = 64) -> None:
+    def __init__(self, embedding: str = "pixels_32", dimensions: int = 64) -> None:
         super().__init__([embedding])
         if dimensions < 1:
             raise InputError(f"{self.name}.dimensions={dimensions}", "set it to 1 or more")

@@ -69,7 +69,7 @@ def test_other_shapes_and_types_are_refused(name: str, images: Tensor) -> None:
 
 
 def test_an_unknown_embedding_is_refused_with_the_known_ones() -> None:
-    forms = r"pixels, efficientnet_lite0, torchscript:<file>, <file>\.pt, .*transformers:.*, xrv:<weights>$"
+    forms = r"pixels, pixels_32, efficientnet_lite0, torchscript:<file>, <file>\.pt, .*transformers:.*, xrv:<weights>$"
     for name in ("inception", "torchscript:", "xrv:", "resnet:50", "", "weights.bin"):
         with pytest.raises(InputError, match=rf"^embedding '{name}' is unknown — choose among {forms}"):
             embedding(name)

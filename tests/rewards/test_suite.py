@@ -22,7 +22,7 @@ from rewards.suite import METRICS, Suite
 PIXELS: Mapping[str, Mapping[str, Any]] = {
     "copy_rate": {"distances": ["pixels", "aligned_pixels"], "rate": 0.05},
     "extraction": {"tiles": 2, "clique": 3, "rate": 0.05},
-    "data_copying": {"distance": "pixels", "cells": 1},
+    "data_copying": {"distance": "pixels", "embedding": "pixels", "cells": 1},
     **{name: {"distance": "pixels"} for name in ("average_minimum_distance", "authenticity")},
     **{
         name: {"embedding": "pixels"}

@@ -48,7 +48,7 @@ def test_only_images_not_seen_are_computed() -> None:
     cached(POOL[[2, 5, 3, 5, 0]])
     assert counted.computed == 5
     assert cached(POOL[:0]).shape == (0, cached.dimensions)
-    assert (cached.name, cached.dimensions, cached.fingerprint) == ("pixels", 192, "0" * 64)
+    assert (cached.name, cached.dimensions, cached.fingerprint) == ("pixels_8", 192, "0" * 64)
 
 
 def test_memory_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
