@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,8 +93,8 @@ def ask(
     if sampling.steps > model.timesteps:
         raise InputError(f"sampling.steps={sampling.steps}", f"the pipeline has {model.timesteps} at most")
     named = named_images(settings, real)
-    prompts = [real.train.captions[i % len(real.train)] for i in range(sampling.images)]
-    notes = []
+    prompts, note = prompts_of(real.train.captions, sampling.images, sampling.per_prompt)
+    notes = [note] if note else []
     show("sampling", 0, 1)
     states, empty = model.encode_captions(prompts), model.encode_captions([""])
     images = generate(model, states, empty, steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed)
@@ -128,6 +128,20 @@ def ask(
         )
         evidence = replace(evidence, inversions=inversions)
     return Answers(images, evidence, dict(zip(named[0].ids, found, strict=False)), tuple(notes))
+
+
+def prompts_of(captions: Sequence[str], images: int, per_prompt: int) -> tuple[list[str], str]:
+    """A prompt for each image to generate, and what has to be known about the choice.
+
+    The training images' captions in turn, as often as they occur; but if so many differ that few images would share
+    one, only so many captions that each gets ``per_prompt`` images: extraction looks for what one prompt repeats.
+    """
+    distinct = list(dict.fromkeys(captions))
+    if len(distinct) * per_prompt <= images:
+        return [captions[i % len(captions)] for i in range(images)], ""
+    chosen = distinct[: max(1, images // per_prompt)]
+    note = f"images were generated from {len(chosen)} of {len(distinct)} captions, {images // len(chosen)} each or more"
+    return [chosen[i % len(chosen)] for i in range(images)], note
 
 
 def _losses(settings: AuditSettings, model: LatentBackbone, real: RealImages) -> DenoisingLosses:

@@ -19,11 +19,13 @@ class SamplingSettings:
         images: How many.
         steps: Of the pipeline's own scheduler.
         guidance_scale: Classifier-free guidance; 1 is none.
+        per_prompt: Images that share a caption, at least, if there are captions enough to make them differ.
     """
 
     images: Count
     steps: Count
     guidance_scale: Annotated[FiniteFloat, Field(ge=1)]
+    per_prompt: Count
 
 
 @dataclass(frozen=True)

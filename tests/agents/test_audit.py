@@ -104,7 +104,7 @@ def test_files_name_no_image_and_show_none_unless_asked(sets: Path, tmp_path: Pa
 
 def test_a_pipeline_is_sampled_and_asked(sets: Path, tmp_path: Path) -> None:
     pipeline = shutil.copytree(EMBEDDED, tmp_path / "model")
-    small = ("sampling.images=12", "sampling.steps=4", "loss_draws=2", "inversion.images=2")
+    small = ("sampling.images=12", "sampling.per_prompt=4", "sampling.steps=4", "loss_draws=2", "inversion.images=2")
     search = ("+inversion.search.steps=2", "+inversion.search.check_every=1", "+inversion.search.sampling_steps=3")
     sources = ("train=all.npz@train", "heldout=all.npz@heldout")
     outcome = audit(f"generated={pipeline}", "base=embedded", *sources, *small, *search, sets=sets, folder=tmp_path)
@@ -117,7 +117,8 @@ def test_a_pipeline_is_sampled_and_asked(sets: Path, tmp_path: Path) -> None:
     assert found["metrics"]["inversion_success"]["n"] == 2
     assert found["metrics"]["noise_magnitude"]["value"] > 0
     assert len(found["inversions"]) == 2
-    assert found["notes"] == []
+    (note,) = found["notes"]
+    assert note.startswith("images were generated from 3 of ")
     assert found["not_measured"]["extraction"].startswith("needs")
 
 
@@ -126,8 +127,9 @@ def test_without_the_base_model_the_result_says_what_membership_rests_on(sets: P
     sources = ("train=all.npz@train", "heldout=all.npz@heldout")
     outcome = audit(f"generated={EMBEDDED}", *sources, *metrics, sets=sets, folder=tmp_path)
     assert outcome.code == 3  # copy_rate is required by the thresholds that ship, and was not asked for
-    (note,) = result(tmp_path)["notes"]
-    assert "base=" in note
+    sampled, membership = result(tmp_path)["notes"]
+    assert sampled.startswith("images were generated from 1 of ")
+    assert "base=" in membership
 
 
 def without_weights(pipeline: Path) -> None:

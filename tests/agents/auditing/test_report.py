@@ -101,7 +101,7 @@ def make(
         settings={},
         duplicate_radius=None,
         cache=None,
-        sampling=SamplingSettings(images=8, steps=2, guidance_scale=1.0),
+        sampling=SamplingSettings(images=8, steps=2, guidance_scale=1.0, per_prompt=2),
         loss_draws=1,
         inversion=NamedImages(images=0, named=[], rate=0.01, search=InversionSettings()),
         report=ReportSettings(),
