@@ -72,7 +72,7 @@ def _reach(length: int) -> int:
 
 def _blurred(images: Tensor) -> Tensor:
     """In [0, 1]. Tap by tap, the two at one distance first: no rounding depends on the batch or on a flip."""
-    values = images.float() / 255
+    values = images.contiguous().float() / 255  # sums round differently in another layout
     for axis in (-2, -1):
         length = values.shape[axis]
         sigma = length * _BLUR

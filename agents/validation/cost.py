@@ -109,7 +109,7 @@ def _run(suite: Suite, train: Tensor, judge: Tensor, generated: Tensor) -> dict[
     for name, known in sample.neighbors.items():
         if name != ALIGNED_PIXELS:
             gallery, flipped, k = reference.train[name], reference.flipped_train[name], known.indices.shape[1]
-            with steps(f"{k} neighbours in {name}"):
+            with steps(f"neighbours in {name}"):
                 for queries in (reference.judge[name], sample.features[name]):
                     nearest_neighbors(queries, gallery, flipped_gallery=flipped, k=k, labels=reference.labels)
     with steps("alignment"):

@@ -55,7 +55,7 @@ def models(settings: ValidateSettings, results: Results) -> dict[str, Any]:
     anchors = list(dict.fromkeys([*settings.reward.quality, *settings.reward.privacy]))
     everything = list(dict.fromkeys([*own.metrics, *anchors]))
     kinds: tuple[Kind, ...] = "brief", "overfitted"
-    trained = {kind: [one(kind, seed, everything) for seed in own.seeds] for kind in kinds}
+    trained: dict[Kind, list[Record]] = {kind: [one(kind, seed, everything) for seed in own.seeds] for kind in kinds}
     pairs = list(zip(trained["brief"], trained["overfitted"], strict=True))
     found: dict[str, Any] = {
         "env": own.env,

@@ -49,7 +49,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
             pass
         folder.record(Served(0, Evaluation(Schedule.from_key("01")), hit=False))
     with RunFolder(folder.path):
-        assert (folder.path / "evaluations.jsonl").read_text() == "", "a resumed run tells it all again"
+        assert not (folder.path / "evaluations.jsonl").exists(), "a resumed run tells it all again"
 
 
 def test_answers_are_lines_as_soon_as_they_are_recorded(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
+from agents.auditing.settings import AuditSettings
 from agents.bench import BenchSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
+from agents.validation.settings import ValidateSettings
 from rewards.errors import InputError
 
 CONF = Path(str(importlib.resources.files("conf")))
@@ -18,6 +20,8 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "train": (TrainSettings, []),
     "pretrain": (PretrainSettings, ["public=images.npz"]),
     "bench": (BenchSettings, []),
+    "audit": (AuditSettings, ["generated=images", "train=private", "heldout=others"]),
+    "validate": (ValidateSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 

@@ -221,6 +221,16 @@ def test_a_wrong_call_is_one_line(tmp_path: Path, argument: str, message: str) -
     assert not (tmp_path / "docs").exists()
 
 
+def test_missing_data_are_one_line(tmp_path: Path) -> None:
+    """The same line as of a training."""
+    arguments = ["data.root=/nowhere"]
+    ours = Command(["only=[planted]", "envs=[chest_xray]", *arguments], tmp_path, name="validate").wait()
+    training = Command(["env=chest_xray", *arguments], tmp_path).wait()
+    assert ours.code == training.code == 2
+    assert ours.err == training.err
+    assert ours.err.count("\n") == 1
+
+
 def test_unwritable_folders_are_one_line(cheap_parts: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for argument, folder in (("docs=file", cheap_parts), ("run_dir=file", tmp_path)):
