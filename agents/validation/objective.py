@@ -15,6 +15,7 @@ from agents.validation.settings import ValidateSettings
 from envs.backbones.latent import load_latent_backbone
 from envs.datasets.base import ImageSet
 from envs.generate import generate
+from envs.task import content_hash
 from rewards.errors import InputError
 from rewards.features import cached_embedding
 from rewards.measurement import Measurement
@@ -36,8 +37,9 @@ def objective(settings: ValidateSettings, results: Results) -> dict[str, Any]:
 
 
 def depends_on(settings: ValidateSettings, results: Results) -> dict[str, Any]:
-    """What decides the result beside the settings: whether the models were there."""
-    return {"models": results.read("models", identity_of("models", settings)) is not None}
+    """What decides the result beside the settings: the models, if they were there."""
+    identity = identity_of("models", settings)
+    return {"models": None if results.read("models", identity) is None else content_hash(identity)}
 
 
 def _images_only(settings: ValidateSettings, env: str) -> dict[str, Any]:

@@ -192,6 +192,9 @@ def test_models_are_ordered_and_kept_one_by_one(tmp_path: Path, pipeline_folder:
         assert [model["metrics"] for model in again[kind]] == [model["metrics"] for model in found[kind]]
     text = (tmp_path / "docs" / "measurements.md").read_text(encoding="utf-8")
     assert "phantom, real models" in text
+    outcome = validate("only=[objective]", arguments[1], "models.brief_steps=2", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "known, " not in outcome.out, "other models, or none, are another objective"
     assert "needs 1281 generated" in text
 
 
