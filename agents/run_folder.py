@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -120,10 +121,12 @@ class RunFolder:
         return path
 
     def write_data_check(self, dataset: SplitDataset) -> None:
-        """``data.json``: what was left out and why, and near-duplicates that were tied together."""
+        """``data.json``: what was left out, how often and why, near-duplicates tied together, the loader's notes."""
         rejects: Iterable[Mapping[str, str]] = ({"id": r.id, "reason": r.reason} for r in dataset.rejects)
         pairs = [list(pair) for pair in dataset.near_duplicates]
-        self.write_json("data.json", {"rejects": list(rejects), "near_duplicates": pairs})
+        counts = dict(Counter(reject.reason for reject in dataset.rejects).most_common())
+        check = {"rejected": counts, "rejects": list(rejects), "near_duplicates": pairs, "notes": dataset.card.notes}
+        self.write_json("data.json", check)
 
 
 @contextmanager

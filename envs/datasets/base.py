@@ -17,11 +17,13 @@ class DatasetCard:
         source: One line: who made it, where to find it.
         licence: Its licence's name.
         synthetic: True if no real person is in it.
+        notes: One line each: what was drawn, and what the loader changed. They end up in a run's ``data.json``.
     """
 
     source: str
     licence: str
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from envs.datasets.base import Reject
-from envs.datasets.checks import CheckedImages, UnusableImageError, check_images, square_rgb
+from envs.datasets.checks import CheckedImages, square_rgb
+from envs.datasets.entries import Entry, read_entries
+from envs.datasets.tables import csv_rows
 from rewards.errors import InputError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -39,32 +39,15 @@ def read_folder(root: Path, size: int) -> CheckedImages:
     Raises:
         InputError: If there are no images, or the table is malformed. An image that cannot be read is a reject.
     """
-    rows = folder_rows(root)
-    pixels: list[NDArray[np.uint8]] = []
-    kept: list[dict[str, str]] = []
-    rejects: list[Reject] = []
-    for row in rows:
-        try:
-            with Image.open(root / row["id"]) as image:
-                pixels.append(square_rgb(image, size))
-            kept.append(row)
-        except FileNotFoundError:
-            rejects.append(Reject(row["id"], "there is no such file"))
-        except UnusableImageError as error:
-            rejects.append(Reject(row["id"], str(error)))
-        except Exception as error:
-            # Decoders raise a dozen types on broken files, SyntaxError and struct.error among them.
-            rejects.append(Reject(row["id"], f"does not decode: {' '.join(str(error).split())}"))
-    return check_images(
-        np.stack(pixels) if pixels else np.empty((0, size, size, 3), dtype=np.uint8),
-        ids=[row["id"] for row in kept],
-        groups=[row["group"] for row in kept],
-        captions=[row["text"] for row in kept],
-        labels=numbered_labels([row["label"] for row in kept]),
-        declared=[row["split"] for row in kept],
-        size=size,
-        rejects=rejects,
-    )
+    entries = [
+        Entry(row["id"], row["id"], row["group"], row["text"], row["label"], row["split"]) for row in folder_rows(root)
+    ]
+
+    def read(entry: Entry) -> NDArray[np.uint8]:
+        with Image.open(root / entry.file) as image:
+            return square_rgb(image, size)
+
+    return read_entries(entries, read, size, source=root)
 
 
 def folder_rows(root: Path) -> list[dict[str, str]]:
@@ -105,24 +88,17 @@ def _read_metadata(root: Path) -> list[dict[str, str]]:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})", "save it as UTF-8") from error
-    numbered = list(_csv_rows(content, path) if path.suffix == ".csv" else _jsonl_rows(content, path))
+    if path.suffix == ".csv":
+        (_, header), *rows = list(csv_rows(io.StringIO(content, newline=""), path)) or [(0, [])]
+        numbered = [(number, dict(zip(header, values, strict=True))) for number, values in rows]
+    else:
+        numbered = list(_jsonl_rows(content, path))
     for number, row in numbered:
         if not row.get("file_name"):
             raise InputError(f"{path} line {number} has no file_name", "name an image file in every row")
     if not numbered:
         raise InputError(f"{path} has no rows", "give it one for each image, or remove it")
     return [row for _, row in numbered]
-
-
-def _csv_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(f"{path} line {reader.line_num} has not as many values as the header", "quote commas")
-            yield reader.line_num, {name: value.strip() for name, value in row.items()}
-    except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV ({error})", "mend the line") from error
 
 
 def _jsonl_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -140,13 +116,3 @@ def _jsonl_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, str]]
 
 def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
     return next((row[name] for name in names if row.get(name)), "")
-
-
-def numbered_labels(labels: Sequence[str]) -> NDArray[np.int64]:
-    """Integers as they are, names by their place in the alphabet, -1 where there is none."""
-    known = sorted(set(labels) - {""})
-    try:
-        number = {label: int(label) for label in known}
-    except ValueError:
-        number = {label: place for place, label in enumerate(known)}
-    return np.array([number.get(label, -1) for label in labels], dtype=np.int64)

@@ -13,7 +13,8 @@ from PIL import Image
 from envs.datasets.arrays import load_columns
 from envs.datasets.base import ImageSet
 from envs.datasets.checks import UnusableImageError, square_rgb
-from envs.datasets.imagefolder import folder_rows, numbered_labels
+from envs.datasets.entries import numbered_labels
+from envs.datasets.imagefolder import folder_rows
 from rewards.errors import InputError
 
 _SEPARATOR = "@"

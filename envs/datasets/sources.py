@@ -15,7 +15,12 @@ import numpy as np
 from envs.datasets.arrays import MedMNIST, read_npz
 from envs.datasets.base import DatasetCard, ImageSet, Reject
 from envs.datasets.checks import CheckedImages, check_images
+from envs.datasets.dicom import DICOM_OPTIONS, read_dicom
 from envs.datasets.imagefolder import METADATA, read_folder
+from envs.datasets.imagenette import IMAGENETTE_OPTIONS, read_imagenette
+from envs.datasets.isic_archive import is_isic_archive, read_isic_archive
+from envs.datasets.mimic import MIMIC_OPTIONS, read_mimic
+from envs.datasets.options import whole
 from envs.datasets.phantom import FINDINGS, KINDS, render
 from rewards.errors import InputError
 
@@ -31,11 +36,14 @@ def load_dataset(
     """Every usable image of a data set, before it is split.
 
     Args:
-        name: ``phantom``, ``chest_xray``, ``isic`` or ``imagefolder``.
-        root: ``data.root``: a folder, or for ``chest_xray`` and ``isic`` also an ``.npz`` file; None if not set.
+        name: ``phantom``, ``chest_xray``, ``isic``, ``mimic``, ``dicom``, ``imagenette`` or ``imagefolder``.
+        root: ``data.root``: a folder, or for ``chest_xray`` and ``isic`` also an ``.npz`` file, for ``imagenette`` its
+            archive; None if not set.
         size: Height and width wanted.
         options: For ``phantom``: ``identities`` (default 1024), ``views`` of each (1 or 2, default 1), ``kinds`` (of
-            ``radiograph`` and ``lesion``, default both) and ``seed`` (default 0). For the others: ``use_split``.
+            ``radiograph`` and ``lesion``, default both) and ``seed`` (default 0). For ``mimic``, ``dicom`` and
+            ``imagenette``: see `read_mimic`, `read_dicom` and `read_imagenette`. For the others: ``use_split``, and for
+            a folder of the ISIC Archive see `read_isic_archive`.
 
     Returns:
         The images, their card, and those left out.
@@ -62,7 +70,7 @@ def read_source(name: str, *, root: Path | None, size: int, options: Mapping[str
 def _load_phantom(root: Path | None, size: int, options: Mapping[str, Any]) -> Loaded:
     del root
     identities, views, seed = (
-        _whole(options, k, default) for k, default in (("identities", 1024), ("views", 1), ("seed", 0))
+        whole(options, k, default) for k, default in (("identities", 1024), ("views", 1), ("seed", 0))
     )
     chosen = options.get("kinds", KINDS)
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
@@ -95,13 +103,6 @@ def _load_phantom(root: Path | None, size: int, options: Mapping[str, Any]) -> L
     return checked, DatasetCard("drawn by envs/datasets/phantom.py", "none needed: drawn by a program", synthetic=True)
 
 
-def _whole(options: Mapping[str, Any], name: str, default: int) -> int:
-    value = options.get(name, default)
-    if not isinstance(value, int):
-        raise InputError(f"{name}={value!r}", "give a whole number")
-    return value
-
-
 def _load_folder(root: Path | None, size: int, options: Mapping[str, Any]) -> Loaded:
     del options
     if root is None or not root.is_dir():
@@ -120,18 +121,21 @@ class _Collection:
         name: The data set's name and the beginning of this project's own file's name.
         licence: For the message that says what is missing.
         medmnist: The MedMNIST+ set of the same kind of image.
+        archive: Whether a folder of it may have the ISIC Archive's layout.
     """
 
     name: str
     licence: str
     medmnist: MedMNIST
+    archive: bool = False
 
     def load(self, root: Path | None, size: int, options: Mapping[str, Any]) -> Loaded:
         """Looks in `root`, ``$MEMCONTROL_DATA``, medmnist's cache, and last on the network."""
-        del options
         found = next(self._places(root, size), None)
         if found is None:
             found = self._download(root, size)
+        if self.archive and is_isic_archive(found):
+            return read_isic_archive(found, size, options)
         if found.is_dir():
             return read_folder(found, size), _FOLDER_CARD
         return read_npz(found, self.medmnist, size)
@@ -170,8 +174,9 @@ class _Collection:
                 failure = "medmnist's download failed"
         raise InputError(
             f"no {self.name} images in {tried}, and {failure}",
-            f"point data.root or MEMCONTROL_DATA at a folder with {self.name}_64.npz, {self.medmnist.flag}_64.npz, or "
-            f"image files with {' or '.join(METADATA)}, or install medmnist and connect to a network; "
+            f"point data.root or MEMCONTROL_DATA at a folder with {self.name}_64.npz, {self.medmnist.flag}_64.npz, "
+            f"{'a download of the ISIC Archive (isic-archive.com), ' if self.archive else ''}or image files with "
+            f"{' or '.join(METADATA)}, or install medmnist and connect to a network; "
             f"licence: {self.licence}",
         )
 
@@ -189,7 +194,8 @@ _CHEST_XRAY = _Collection(
 )
 _ISIC = _Collection(
     name="isic",
-    licence="CC0 1.0 for the ISIC 2017 challenge's images, CC BY-NC 4.0 for DermaMNIST's",
+    archive=True,
+    licence="CC0 1.0 for the ISIC 2017 challenge's images, CC BY-NC 4.0 for DermaMNIST's, the archive's by image",
     medmnist=MedMNIST(
         flag="dermamnist",
         python_class="DermaMNIST",
@@ -209,9 +215,13 @@ _ISIC = _Collection(
     ),
 )
 _USE_SPLIT = frozenset({"use_split"})
+_DRAW = frozenset({"limit", "seed"})
 _SOURCES: Mapping[str, tuple[Loader, frozenset[str]]] = {
     "phantom": (_load_phantom, frozenset({"identities", "views", "kinds", "seed"})),
     "chest_xray": (_CHEST_XRAY.load, _USE_SPLIT),
-    "isic": (_ISIC.load, _USE_SPLIT),
+    "isic": (_ISIC.load, _USE_SPLIT | _DRAW),
+    "mimic": (read_mimic, MIMIC_OPTIONS),
+    "dicom": (read_dicom, DICOM_OPTIONS),
+    "imagenette": (read_imagenette, IMAGENETTE_OPTIONS),
     "imagefolder": (_load_folder, _USE_SPLIT),
 }

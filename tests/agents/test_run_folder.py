@@ -5,10 +5,12 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from agents.run_folder import RunFolder
+from envs.datasets.base import DatasetCard, ImageSet, Reject, SplitDataset
 from envs.evaluators.base import Evaluation
 from envs.evaluators.cached import Served
 from envs.task import Schedule
@@ -40,6 +42,20 @@ def test_a_folder_can_be_opened_from_within(tmp_path: Path, monkeypatch: pytest.
 
 def test_two_runs_of_one_moment_are_two_folders(tmp_path: Path) -> None:
     assert len({create(tmp_path).path for _ in range(20)}) == 20
+
+
+def test_what_was_left_out_is_counted_by_reason(tmp_path: Path) -> None:
+    part = ImageSet(np.zeros((1, 8, 8, 3), dtype=np.uint8), ("a",), ("p",), ("",), np.array([-1]))
+    rejects = (Reject("b", "small"), Reject("c", "all black"), Reject("d", "all black"))
+    card = DatasetCard("here", "none", notes=("3 marks ___ removed",))
+    folder = create(tmp_path)
+    folder.write_data_check(SplitDataset("some", card, part, part, part, "", rejects, (("b", "c"),)))
+    assert json.loads((folder.path / "data.json").read_text()) == {
+        "rejected": {"all black": 2, "small": 1},
+        "rejects": [{"id": r.id, "reason": r.reason} for r in rejects],
+        "near_duplicates": [["b", "c"]],
+        "notes": ["3 marks ___ removed"],
+    }
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def test_a_failed_download_is_one_line(places: dict[str, Path], monkeypatch: pyt
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="no data set 'mnist' — choose among phantom, chest_xray, isic, imagefolder"):
+    with pytest.raises(
+        InputError, match="no data set 'mnist' — choose among phantom, chest_xray, isic, mimic, dicom, "
+    ):
         load("mnist")
 
 
