@@ -66,6 +66,19 @@ class NamedSettings:
 
 
 @dataclass(frozen=True)
+class MethodSettings:
+    """An adaptation method.
+
+    Attributes:
+        name: Of the method.
+        options: Its settings, see the method's class in `envs.methods`; what is missing has its default.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluatorSettings:
     """How evaluations are computed.
 
@@ -173,7 +186,7 @@ class TrainSettings:
     env: EnvSettings
     data: DataSettings
     backbone: BackboneSettings
-    method: NamedSettings
+    method: MethodSettings
     groups: NamedSettings
     inner: InnerBudget
     evaluator: EvaluatorSettings

@@ -23,7 +23,7 @@ from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
 from envs.features import TASK_FEATURES, task_vector
 from envs.groups import GROUP_FEATURES, LayerGroup, feature_matrix, find_groups
-from envs.methods import find_method
+from envs.methods import Method, find_method
 from envs.task import SelectionTask
 from rewards.errors import InputError
 from rewards.objective import Objective
@@ -65,11 +65,11 @@ def prepare(settings: TrainSettings) -> Workbench:
     Raises:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
-    find_method(settings.method.name)
+    method = find_method(settings.method.name, settings.method.options)
     for metrics in (settings.reward.metrics, settings.reward.final_metrics):
         Suite(metrics)
     if settings.evaluator.name == "synthetic":
-        return _synthetic(settings)
+        return _synthetic(settings, method)
     if settings.evaluator.name != "finetune":
         raise InputError(f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune or synthetic")
     env = settings.env
@@ -92,7 +92,8 @@ def prepare(settings: TrainSettings) -> Workbench:
             f"set env.size={backbone.image_size}",
         )
     groups = find_groups(backbone.denoiser, settings.groups.name)
-    find_method(settings.method.name)(backbone.denoiser, groups)
+    # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
+    method(backbone.denoiser, groups, calibration=lambda: ())
     devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
     threads = settings.evaluator.threads
     search = SelectionTask(
@@ -106,7 +107,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
-        options={"device": torch.device(devices[0]).type, "threads": threads},
+        options={"device": torch.device(devices[0]).type, "threads": threads, **_method_options(method)},
     )
     workers = settings.evaluator.workers
     if workers is None:
@@ -157,7 +158,12 @@ def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
     )
 
 
-def _synthetic(settings: TrainSettings) -> Workbench:
+def _method_options(method: Method) -> dict[str, Any]:
+    """For a task's options. A method without settings adds nothing: the ids of such tasks are older than settings."""
+    return {"method": dict(method.settings)} if method.settings else {}
+
+
+def _synthetic(settings: TrainSettings, method: Method) -> Workbench:
     """Invented numbers in microseconds: to try the machinery, never to learn anything about a data set."""
     invented = ("kid", "membership")
     unknown = sorted({*settings.reward.quality, *settings.reward.privacy} - set(invented))
@@ -181,6 +187,7 @@ def _synthetic(settings: TrainSettings) -> Workbench:
         inner=settings.inner,
         metrics=invented,
         seed=settings.seed,
+        options=_method_options(method),
     )
     return Workbench(
         search=search,

@@ -71,6 +71,21 @@ def finetune(
     return steps
 
 
+def one_pass(backbone: LatentBackbone, data: TrainingSet, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """The training losses of one pass over the images in order, each the mean over a batch times the batch's share.
+
+    So their sum is the mean over all images, and so is that of their gradients.
+    """
+    generator = torch_generator(seed, "one pass")
+    n, device = len(data.latents), data.latents.device
+    for start in range(0, n, batch_size):
+        latents, states = data.latents[start : start + batch_size], data.states[start : start + batch_size]
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        t = torch.randint(backbone.timesteps, (len(latents),), generator=generator).to(device)
+        noisy, target = backbone.noised(latents, noise, t)
+        yield F.mse_loss(backbone.predict(noisy, t, states), target) * (len(latents) / n)
+
+
 def _train_phase(
     backbone: LatentBackbone,
     parameters: list[nn.Parameter],

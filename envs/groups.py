@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,7 +33,7 @@ class LayerGroup:
         kind: One of `KINDS`.
         depth: Position in the forward pass, 0 first to 1 last.
         resolution: Height of its feature maps as a share of the denoiser's input, in (0, 1].
-        channels: The most that a convolution of its puts out.
+        channels: The most that a convolution of its puts out; of a transformer's blocks, the transformer's.
         parameters: Numbers in its modules, whether or not a method can train them.
     """
 
@@ -118,13 +119,78 @@ def _blocks(unet: nn.Module) -> tuple[LayerGroup, ...]:
     )
 
 
+def _transformers(unet: nn.Module) -> tuple[LayerGroup, ...]:
+    """The blocks of each transformer, one toggle a transformer, and everything else as one more.
+
+    Stable Diffusion 1.5 has 16 (MemControl's space for attention tuning, arXiv 2405.19458, where the rest always
+    learns; here it is a toggle, so that off is off).
+    """
+    return _per_transformer(unet, _transformer_models(unet))
+
+
+def _memcontrol13(unet: nn.Module) -> tuple[LayerGroup, ...]:
+    """The same for the first two transformers of each block: MemControl's 13 toggles for SV-DIFF and DiffFit, and one.
+
+    What its masks leave out, the third transformers of up blocks, is in ``rest`` with everything else.
+    """
+    return _per_transformer(unet, [pair for pair in _transformer_models(unet) if int(pair[0].rpartition(".")[2]) < 2])
+
+
+def _transformer_models(unet: nn.Module) -> list[tuple[str, Transformer2DModel]]:
+    """In forward order: a UNet registers its up blocks before the one in the middle."""
+    found = [(name, module) for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
+    return sorted(found, key=lambda item: ("down_blocks", "mid_block", "up_blocks").index(item[0].partition(".")[0]))
+
+
+def _per_transformer(unet: nn.Module, chosen: Sequence[tuple[str, Transformer2DModel]]) -> tuple[LayerGroup, ...]:
+    if not chosen:
+        raise InputError(f"a {type(unet).__name__} has no transformers", "set groups=blocks")
+    levels = len(list(unet.get_submodule("down_blocks").children()))
+    inside = tuple(f"{name}.transformer_blocks" for name, _ in chosen)
+    rest = tuple(_outside(unet, "", inside))
+    drafts = [("rest", rest, "input", 0, _channels(*(unet.get_submodule(name) for name in rest)))]
+    for (name, transformer), module in zip(chosen, inside, strict=True):
+        part, _, place = name.partition("_block")
+        index = int(place.split(".")[1]) if part != "mid" else 0
+        level = {"down": index, "mid": levels - 1, "up": levels - 1 - index}[part]
+        drafts.append((name, (module,), part, level, int(transformer.in_channels)))
+    return tuple(
+        LayerGroup(
+            name=name,
+            modules=modules,
+            kind=kind,
+            depth=i / (len(drafts) - 1),
+            resolution=0.5**level,
+            channels=channels,
+            parameters=sum(p.numel() for m in modules for p in unet.get_submodule(m).parameters()),
+        )
+        for i, (name, modules, kind, level, channels) in enumerate(drafts)
+    )
+
+
+def _outside(unet: nn.Module, prefix: str, inside: Sequence[str]) -> Iterator[str]:
+    """The largest modules with parameters that hold none of ``inside``."""
+    for name, child in unet.get_submodule(prefix).named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if path in inside or not any(True for _ in child.parameters()):
+            continue
+        if any(other.startswith(f"{path}.") for other in inside):
+            yield from _outside(unet, path, inside)
+        else:
+            yield path
+
+
 def _has(unet: nn.Module, name: str) -> bool:
     return isinstance(getattr(unet, name, None), nn.Module)
 
 
-def _channels(module: nn.Module) -> int:
-    return max(m.out_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+def _channels(*modules: nn.Module) -> int:
+    return max(m.out_channels for module in modules for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
-SCHEMES: dict[str, Callable[[nn.Module], tuple[LayerGroup, ...]]] = {"blocks": _blocks}
+SCHEMES: dict[str, Callable[[nn.Module], tuple[LayerGroup, ...]]] = {
+    "blocks": _blocks,
+    "transformers": _transformers,
+    "memcontrol13": _memcontrol13,
+}
 """Every group scheme by name."""

@@ -128,7 +128,8 @@ class SelectionTask:
         metrics: Names of what is measured, in order.
         judge: The real images that quality and nulls are measured on: ``heldout`` in a search, ``test`` in the end.
         seed: Of batches, noise and sampling: the same for every mask (common random numbers).
-        options: Settings of the method, of mitigations and of metrics that change numbers; JSON values.
+        options: Settings of the method (under ``method``, if it has any), of mitigations and of metrics that change
+            numbers; JSON values.
     """
 
     env: str
@@ -154,6 +155,12 @@ class SelectionTask:
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of `identity`."""
         return content_hash(self.identity())[:16]
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """The settings of the method; empty for the defaults."""
+        settings: Mapping[str, Any] = self.options.get("method", {})
+        return settings
 
     def evaluation_key(self, schedule: Schedule) -> str:
         """What the store files this schedule's evaluation under."""

@@ -18,7 +18,7 @@ class Evaluation:
         schedule: What was evaluated.
         metrics: By name; empty if the run failed.
         trainable_parameters: Numbers that some phase of the schedule may change.
-        total_parameters: Numbers in the denoiser.
+        total_parameters: Numbers in the base model's denoiser, without what a method adds.
         steps: Optimizer steps taken.
         seconds: Wall time of the evaluation. Not part of its identity: see `same_numbers`.
         failure: Why there are no metrics (NaN loss, out of memory, a killed worker); empty if there are.
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def trainable_share(self) -> float:
-        """Trainable parameters as a share of the denoiser's, in [0, 1] for methods that add none."""
+        """Trainable parameters as a share of the base model's, in [0, 1] for methods that add none."""
         return self.trainable_parameters / self.total_parameters if self.total_parameters else 0.0
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets.base import ImageSet, SplitDataset
 from envs.evaluators.base import Evaluation
 from envs.evidence import caption_magnitudes, inverted
-from envs.finetune import DivergedError, TrainingSet, finetune
+from envs.finetune import DivergedError, TrainingSet, finetune, one_pass
 from envs.generate import generate
 from envs.groups import find_groups
 from envs.losses import denoising_losses
@@ -88,15 +88,22 @@ class FineTuneEvaluator:
         self.task, self.backbone = task, backbone
         self.seconds: dict[str, float] = {}
         groups = find_groups(backbone.denoiser, task.scheme)
-        self.attachment = find_method(task.method)(backbone.denoiser, groups)
+        # Of the base model: a share means the same for methods that add parameters as for those that add none.
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
+        self._empty = backbone.encode_captions([""])
+        self.training_set = self._prepare(dataset.train)
+        self.attachment = find_method(task.method, task.method_settings)(
+            backbone.denoiser,
+            groups,
+            calibration=lambda: one_pass(backbone, self.training_set, task.inner.batch_size, task.seed),
+            seed=task.seed,
+        )
         # Not state_dict(): it leaves out the buffers that are not saved.
         state = itertools.chain(backbone.denoiser.named_parameters(), backbone.denoiser.named_buffers())
         self._base = {name: tensor.detach().clone() for name, tensor in state}
 
         judge = dataset.test if task.judge == "test" else dataset.heldout
-        self._empty = backbone.encode_captions([""])
-        self.training_set, self._judge = self._prepare(dataset.train), self._prepare(judge)
+        self._judge = self._prepare(judge)
         self._images, self._judged = dataset, judge
         self._similarity: Similarity | None = None
         rows = [i % len(dataset.train) for i in range(task.inner.images)]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import nn
 
-from envs.methods.base import subset_method
+from envs.methods.base import SubsetMethod
 
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.RMSNorm)
 
 
-def _is_bias_or_norm(denoiser: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    return leaf == "bias" or isinstance(denoiser.get_submodule(owner), _NORMS)
+@dataclass(frozen=True)
+class BiasNorm(SubsetMethod):
+    """Biases and norms."""
 
+    name: ClassVar[str] = "bias_norm"
 
-bias_norm = subset_method("bias_norm", _is_bias_or_norm)
+    def learns(self, denoiser: nn.Module, name: str) -> bool:
+        """Whether it is a bias or belongs to a norm."""
+        owner, _, leaf = name.rpartition(".")
+        return leaf == "bias" or isinstance(denoiser.get_submodule(owner), _NORMS)

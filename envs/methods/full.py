@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from envs.methods.base import subset_method
+from dataclasses import dataclass
+from typing import ClassVar
 
-full = subset_method("full", lambda denoiser, name, parameter: True)
+from torch import nn
+
+from envs.methods.base import SubsetMethod
+
+
+@dataclass(frozen=True)
+class Full(SubsetMethod):
+    """Full fine-tuning."""
+
+    name: ClassVar[str] = "full"
+
+    def learns(self, denoiser: nn.Module, name: str) -> bool:
+        """Everything."""
+        return True

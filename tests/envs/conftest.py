@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from envs.backbones.pretrain.pipeline import save_pipeline
 from envs.backbones.pretrain.text import build_text_encoder, build_tokenizer, phantom_captions
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where tests keep decompositions, instead of the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMCONTROL_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +48,8 @@ def loaded_backbone(pipeline_folder: Path) -> LatentBackbone:
 
 
 @pytest.fixture
-def backbone(loaded_backbone: LatentBackbone) -> Iterator[LatentBackbone]:
-    """The pipeline, frozen and as it was saved; what a test does to the denoiser's weights is undone after it."""
-    before = {name: tensor.clone() for name, tensor in loaded_backbone.denoiser.state_dict().items()}
-    yield loaded_backbone
-    loaded_backbone.denoiser.load_state_dict(before)
-    loaded_backbone.denoiser.requires_grad_(False)
-    loaded_backbone.denoiser.zero_grad()
+def backbone(loaded_backbone: LatentBackbone) -> LatentBackbone:
+    """The pipeline, frozen and as it was saved, with a denoiser of its own: methods add modules to it."""
+    own = copy.copy(loaded_backbone)
+    own.denoiser = copy.deepcopy(loaded_backbone.denoiser)
+    return own

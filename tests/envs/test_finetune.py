@@ -31,7 +31,7 @@ def data(backbone: LatentBackbone) -> TrainingSet:
 
 
 def attach(backbone: LatentBackbone, method: str = "full") -> Attachment:
-    return find_method(method)(backbone.denoiser, find_groups(backbone.denoiser, "blocks"))
+    return find_method(method)(backbone.denoiser, find_groups(backbone.denoiser, "blocks"), calibration=lambda: ())
 
 
 def run(
@@ -92,8 +92,8 @@ def assert_same(one: list[tuple[Tensor, Tensor, Tensor]], other: list[tuple[Tens
 
 @pytest.mark.parametrize("method", METHODS)
 def test_off_means_off(backbone: LatentBackbone, data: TrainingSet, method: str) -> None:
-    base = weights(backbone)
     attachment = attach(backbone, method)
+    base = weights(backbone)
     for key in SINGLE + OTHERS:
         schedule = Schedule.from_key(key)
         selected = attachment.selected(schedule.phases[0])

@@ -7,7 +7,7 @@ from torch import nn
 
 from envs.backbones.pretrain.denoiser import build_denoiser
 from envs.groups import find_groups
-from envs.methods import METHODS, Attachment, find_method
+from envs.methods import METHODS, Attachment, Calibration, find_method
 from rewards.errors import InputError
 
 
@@ -22,15 +22,14 @@ def unconditional(attention: bool) -> UNet2DModel:
     )
 
 
-@pytest.fixture(scope="module", params=["conditional", "unconditional"])
+@pytest.fixture(params=["conditional", "unconditional"])
 def denoiser(request: pytest.FixtureRequest) -> nn.Module:
-    with torch.device("meta"):
-        model: nn.Module = build_denoiser() if request.param == "conditional" else unconditional(True)
+    model: nn.Module = build_denoiser() if request.param == "conditional" else unconditional(True)
     return model.requires_grad_(False)
 
 
-def attached(denoiser: nn.Module, method: str) -> Attachment:
-    return find_method(method)(denoiser, find_groups(denoiser, "blocks"))
+def attached(denoiser: nn.Module, method: str, calibration: Calibration = lambda: ()) -> Attachment:
+    return find_method(method)(denoiser, find_groups(denoiser, "blocks"), calibration=calibration)
 
 
 def names(attachment: Attachment, mask: tuple[bool, ...]) -> list[str]:
@@ -83,7 +82,9 @@ def test_a_method_with_nothing_to_train_is_refused() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(InputError, match="method=lorra is no adaptation method — choose among attention, bias_norm"):
+    with pytest.raises(
+        InputError, match="method=lorra is no adaptation method — choose among adapter, attention, bias_norm"
+    ):
         find_method("lorra")
 
 

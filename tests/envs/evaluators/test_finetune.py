@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,6 +243,33 @@ def test_buffers_are_restored(
     finally:
         handle.remove()
         del block.calls
+
+
+@pytest.mark.parametrize("method", ["difffit", "svdiff", "lora", "dora", "adapter", "importance"])
+def test_methods_that_add_parameters_are_restored_and_counted_against_the_base(
+    task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone, method: str
+) -> None:
+    total = sum(p.numel() for p in backbone.denoiser.parameters())
+    evaluator = FineTuneEvaluator(dataclasses.replace(task, method=method), dataset, backbone)
+    with left_as_it_was(backbone):
+        first = evaluator.evaluate(SOME[0])
+        evaluator.evaluate(FULL)
+        assert evaluator.evaluate(SOME[0]).same_numbers(first), "the past does not matter"
+        base = evaluator.evaluate(NONE)
+    assert first.total_parameters == base.total_parameters == total
+    assert 0 < first.trainable_share < 1
+    assert base.trainable_share == 0
+
+
+def test_settings_of_the_method_come_from_the_task(
+    task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone
+) -> None:
+    base, shares = backbone.denoiser, []
+    for rank in (1, 2):
+        backbone.denoiser = copy.deepcopy(base)
+        chosen = dataclasses.replace(task, method="lora", options={"method": {"rank": rank}})
+        shares.append(FineTuneEvaluator(chosen, dataset, backbone).evaluate(FULL).trainable_parameters)
+    assert shares[1] == 2 * shares[0]
 
 
 def test_the_task_decides(task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone) -> None:
