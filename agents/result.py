@@ -56,6 +56,7 @@ def summarize(
             "env": task.env,
             "backbone": task.backbone,
             "method": task.method,
+            "method_options": dict(task.method_settings),
             "groups": list(task.groups),
         },
         "data": bench.data,

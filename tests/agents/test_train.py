@@ -47,7 +47,7 @@ SCHEMA: dict[str, Any] = {
     "schema": int,
     "job": str,
     "status": str,
-    "task": {"id": str, "env": str, "backbone": str, "method": str, "groups": list},
+    "task": {"id": str, "env": str, "backbone": str, "method": str, "method_options": dict, "groups": list},
     "data": {
         "source": str,
         "licence": str,
