@@ -8,7 +8,7 @@ from envs.backbones.latent import LatentBackbone
 from envs.datasets.base import ImageSet
 from envs.probes import invert_images, noise_magnitudes
 from rewards.evidence import Inversions, NoiseMagnitudes
-from rewards.memorization.inversion import InversionResult, InversionSettings, Progress, Similarity
+from rewards.inversion import InversionResult, InversionSettings, Progress, Similarity
 
 _GENERATIONS = 64
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from envs.backbones.latent import LatentBackbone
 from envs.generate import both_predictions, denoise, starting_noise
 from rewards.errors import InputError
-from rewards.memorization.inversion import (
+from rewards.inversion import (
     InversionResult,
     InversionSettings,
     Progress,
@@ -31,7 +31,7 @@ _CHUNK = 32
 
 
 class LatentDenoiser:
-    """A `LatentBackbone` as inversion sees it (`rewards.memorization.inversion.Denoiser`, `Prompted`).
+    """A `LatentBackbone` as inversion sees it (`rewards.inversion.Denoiser`, `Prompted`).
 
     Images are scaled latents, conditions are text states. Whatever the backbone's own sampler, this one is DDIM without
     noise (Song et al., arXiv:2010.02502) on the backbone's noise schedule, so that a sample follows from its noise.
@@ -138,7 +138,7 @@ def invert_images(
     settings: InversionSettings,
     progress: Progress | None = None,
 ) -> list[InversionResult]:
-    """`rewards.memorization.inversion.invert` of each image; the backbone is as before afterwards, also after an error.
+    """`rewards.inversion.invert` of each image; the backbone is as before afterwards, also after an error.
 
     Args:
         backbone: With the denoiser in the state to ask.

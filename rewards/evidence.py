@@ -64,7 +64,7 @@ class NoiseMagnitudes:
 
 @dataclass(frozen=True, eq=False)
 class Inversions:
-    """What inverting named images found, see `rewards.memorization.inversion`.
+    """What inverting named images found, see `rewards.inversion`.
 
     Attributes:
         train: ``(n,)``: the measure of each training image tried, infinity where it was not reproduced.

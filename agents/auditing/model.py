@@ -21,7 +21,7 @@ from envs.losses import denoising_losses
 from envs.probes import reproduction_similarity
 from rewards.errors import InputError
 from rewards.evidence import DenoisingLosses, Evidence, Inversions
-from rewards.memorization.inversion import InversionResult
+from rewards.inversion import InversionResult
 from rewards.metric import Need
 
 Show = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat
 
 from agents.settings import Count, ReportSettings, Weight
-from rewards.memorization.inversion import InversionSettings
+from rewards.inversion import InversionSettings
 
 
 @dataclass(frozen=True)

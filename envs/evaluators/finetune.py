@@ -27,8 +27,8 @@ from envs.probes import reproduction_similarity
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
 from rewards.evidence import DenoisingLosses, Evidence, Inversions, NoiseMagnitudes
+from rewards.inversion import InversionSettings, Similarity
 from rewards.measurement import Measurement
-from rewards.memorization.inversion import InversionSettings, Similarity
 from rewards.reference import Reference
 from rewards.suite import Suite
 

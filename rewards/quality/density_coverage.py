@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from rewards.calibration import bootstrap_mean, wilson
-from rewards.errors import InputError
 from rewards.estimate import Estimate
-from rewards.quality.feature_sets import FeatureSetMetric
-from rewards.quality.precision_recall import within_balls
+from rewards.quality.precision_recall import BallMetric, within_balls
 
 
 def density(generated: Tensor, real: Tensor, k: int = 5) -> Estimate:
@@ -41,43 +39,27 @@ def coverage(generated: Tensor, real: Tensor, k: int = 5) -> Estimate:
     return wilson(int(within_balls(generated, real, k).any(dim=0).sum()), len(real))
 
 
-class _BallMetric(FeatureSetMetric):
-    """What density and coverage share. Their nulls are of halves, whose balls are larger than those of all.
-
-    Args:
-        embedding: What features are taken of.
-        k: The neighbour that sets a ball's radius, at least 1.
-    """
-
-    higher_is_better = True
-    plot_lower_bound = 0.0
-
-    def __init__(self, embedding: str = "efficientnet_lite0", k: int = 5) -> None:
-        super().__init__(embedding)
-        if k < 1:
-            raise InputError(f"{self.name}.k={k}", "set it to 1 or more")
-        self.k = k
-
-    def least(self, dimensions: int) -> int:
-        """See `FeatureSetMetric`."""
-        return self.k + 1
-
-
-class Density(_BallMetric):
+class Density(BallMetric):
     """`density` of features given in pieces."""
 
     name = "density"
+
+    def __init__(self, embedding: str = "efficientnet_lite0", k: int = 5) -> None:
+        super().__init__(embedding, k)
 
     def compare(self, generated: Tensor, real: Tensor) -> Estimate:
         """See `FeatureSetMetric`."""
         return density(generated, real, self.k)
 
 
-class Coverage(_BallMetric):
+class Coverage(BallMetric):
     """`coverage` of features given in pieces."""
 
     name = "coverage"
     plot_upper_bound = 1.0
+
+    def __init__(self, embedding: str = "efficientnet_lite0", k: int = 5) -> None:
+        super().__init__(embedding, k)
 
     def compare(self, generated: Tensor, real: Tensor) -> Estimate:
         """See `FeatureSetMetric`."""

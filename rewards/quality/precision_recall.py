@@ -84,8 +84,8 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return squares.sum(dim=1)
 
 
-class _ManifoldMetric(FeatureSetMetric):
-    """What precision and recall share. Their nulls are of halves, whose balls are larger than those of all.
+class BallMetric(FeatureSetMetric):
+    """What metrics of balls around images share. Their nulls are of halves, whose balls are larger than those of all.
 
     Args:
         embedding: What features are taken of.
@@ -94,7 +94,6 @@ class _ManifoldMetric(FeatureSetMetric):
 
     higher_is_better = True
     plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
 
     def __init__(self, embedding: str = "efficientnet_lite0", k: int = 3) -> None:
         super().__init__(embedding)
@@ -107,20 +106,22 @@ class _ManifoldMetric(FeatureSetMetric):
         return self.k + 1
 
 
-class Precision(_ManifoldMetric):
+class Precision(BallMetric):
     """`precision` of features given in pieces."""
 
     name = "precision"
+    plot_upper_bound = 1.0
 
     def compare(self, generated: Tensor, real: Tensor) -> Estimate:
         """See `FeatureSetMetric`."""
         return precision(generated, real, self.k)
 
 
-class Recall(_ManifoldMetric):
+class Recall(BallMetric):
     """`recall` of features given in pieces."""
 
     name = "recall"
+    plot_upper_bound = 1.0
 
     def compare(self, generated: Tensor, real: Tensor) -> Estimate:
         """See `FeatureSetMetric`."""

@@ -17,7 +17,7 @@ from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.generate import sample_latents, starting_noise
 from envs.probes import LatentDenoiser, frozen, invert_images, noise_magnitudes, reproduction_similarity
 from rewards.errors import InputError
-from rewards.memorization.inversion import InversionSettings, Similarity, pixel_similarity
+from rewards.inversion import InversionSettings, Similarity, pixel_similarity
 
 # diffusers' sigma schedulers hand tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -26,9 +26,9 @@ from agents.pages import number
 from agents.settings import ReportSettings
 from envs.datasets.base import ImageSet
 from rewards.evidence import Evidence
+from rewards.inversion import InversionResult, InversionSettings
 from rewards.measurement import Measurement
 from rewards.memorization.copy_rate import CopyRate
-from rewards.memorization.inversion import InversionResult, InversionSettings
 from rewards.suite import METRICS, Suite
 
 SETTINGS: Mapping[str, dict[str, Any]] = {

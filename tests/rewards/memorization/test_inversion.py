@@ -15,19 +15,16 @@ from torch.distributions import Normal, kl_divergence
 
 from rewards.errors import InputError
 from rewards.evidence import Evidence, Inversions
-from rewards.memorization.inversion import (
-    Inversion,
+from rewards.inversion import (
     InversionResult,
     InversionSettings,
-    InversionSuccess,
     Similarity,
     calibrated_similarity,
-    censored_median,
     divergence,
-    inversion_share,
     invert,
     pixel_similarity,
 )
+from rewards.memorization.inversion import Inversion, InversionSuccess, censored_median, inversion_share
 from rewards.reference import Reference
 from rewards.sample import Sample
 
