@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.settings import TrainSettings
+from agents.settings import BackboneSettings, DataSettings, EnvSettings, TrainSettings
 from envs.backbones import EMBEDDED
-from envs.backbones.latent import load_latent_backbone
+from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets import NEAR_DUPLICATE_RADIUS, prepare_dataset
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluator
@@ -73,24 +73,8 @@ def prepare(settings: TrainSettings) -> Workbench:
     if settings.evaluator.name != "finetune":
         raise InputError(f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune or synthetic")
     env = settings.env
-    dataset = prepare_dataset(
-        env.name,
-        root=Path(settings.data.root) if settings.data.root else None,
-        size=env.size,
-        train=env.train,
-        heldout=env.heldout,
-        test=env.test,
-        seed=env.seed,
-        radius=NEAR_DUPLICATE_RADIUS if env.radius is None else env.radius,
-        options=env.options,
-    )
-    path = Path(settings.backbone.path) if settings.backbone.path else EMBEDDED
-    backbone = load_latent_backbone(path, name=settings.backbone.name, device=torch.device("cpu"))
-    if backbone.image_size != env.size:
-        raise InputError(
-            f"env.size={env.size} but the backbone makes {backbone.image_size} px images",
-            f"set env.size={backbone.image_size}",
-        )
+    dataset = prepare_images(env, settings.data)
+    backbone, path = prepare_backbone(settings.backbone, env)
     groups = find_groups(backbone.denoiser, settings.groups.name)
     # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
     method(backbone.denoiser, groups, calibration=lambda: ())
@@ -127,19 +111,59 @@ def prepare(settings: TrainSettings) -> Workbench:
         task_features=task_vector(len(dataset.train), settings.inner),
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),
-        data={
-            "source": dataset.card.source,
-            "licence": dataset.card.licence,
-            "train": len(dataset.train),
-            "heldout": len(dataset.heldout),
-            "test": len(dataset.test),
-            "split_sha256": dataset.split_sha256,
-            "synthetic": dataset.card.synthetic,
-        },
+        data=described(dataset),
         dataset=dataset,
         make_factory=make_factory,
         make_evaluator=make_evaluator,
     )
+
+
+def prepare_images(env: EnvSettings, data: DataSettings) -> SplitDataset:
+    """The data set, split and checked.
+
+    Raises:
+        InputError: If it is unknown, missing, or has too few images.
+    """
+    return prepare_dataset(
+        env.name,
+        root=Path(data.root) if data.root else None,
+        size=env.size,
+        train=env.train,
+        heldout=env.heldout,
+        test=env.test,
+        seed=env.seed,
+        radius=NEAR_DUPLICATE_RADIUS if env.radius is None else env.radius,
+        options=env.options,
+    )
+
+
+def described(dataset: SplitDataset) -> dict[str, Any]:
+    """The ``data`` entry of ``result.json``."""
+    return {
+        "source": dataset.card.source,
+        "licence": dataset.card.licence,
+        "train": len(dataset.train),
+        "heldout": len(dataset.heldout),
+        "test": len(dataset.test),
+        "split_sha256": dataset.split_sha256,
+        "synthetic": dataset.card.synthetic,
+    }
+
+
+def prepare_backbone(settings: BackboneSettings, env: EnvSettings) -> tuple[LatentBackbone, Path]:
+    """The backbone on the CPU, to look at, and where workers find it.
+
+    Raises:
+        InputError: If it does not load, or makes images of another size than the data set's.
+    """
+    path = Path(settings.path) if settings.path else EMBEDDED
+    backbone = load_latent_backbone(path, name=settings.name, device=torch.device("cpu"))
+    if backbone.image_size != env.size:
+        raise InputError(
+            f"env.size={env.size} but the backbone makes {backbone.image_size} px images",
+            f"set env.size={backbone.image_size}",
+        )
+    return backbone, path
 
 
 def _objective(settings: TrainSettings) -> Objective:
