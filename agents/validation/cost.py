@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.parts import Parts
 from agents.validation.images import as_tensor, draw
-from agents.validation.results import Results
 from agents.validation.settings import ValidateSettings
 from envs.datasets.phantom import render
 from rewards.alignment import ALIGNED_PIXELS, ALIGNMENT_CANDIDATES, CANDIDATES, aligned_neighbors
@@ -27,7 +27,7 @@ IMAGE_ONLY = tuple(name for name, metric in METRICS.items() if metric.needs == {
 _CHUNK = 64
 
 
-def cost(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def cost(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """Seconds of one thread at each size, in all and by step.
 
     Processor time is quoted: it is what a thread takes that nobody interrupts. Wall time stands beside it.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.markdown import origin, prose, table
+from agents.parts import Record
 from agents.validation.figures import SHOWN, draw_cost, draw_false_positives, draw_planted
 from agents.validation.models import is_memorization
 from agents.validation.planted import DEFAULT
-from agents.validation.results import Record
 from agents.validation.settings import PARTS, Part
 from rewards.errors import InputError
 
@@ -44,7 +44,7 @@ def write_document(folder: Path, records: Mapping[Part, Record]) -> Path:
         missing = [part for part in PARTS if part not in records]
         if missing:
             pieces.append(f"Not computed with these settings: {', '.join(missing)}.\n")
-        pieces.append(_origin(records))
+        pieces.append(origin(records))
         path.write_text("\n".join(pieces), encoding="utf-8")
     except OSError as error:
         raise InputError(f"docs={folder} cannot be written: {error}", "name another folder") from error
@@ -52,7 +52,7 @@ def write_document(folder: Path, records: Mapping[Part, Record]) -> Path:
 
 
 def _introduction() -> str:
-    text = _prose(
+    text = prose(
         """Every number that this project prints about memorization rests on a detector. Here the detectors meet cases
         whose answer is known: planted copies, real images that no model has seen, a model that knows its images by
         heart, generators that must not win. `make proof` (`python -m agents.validate`) computes all of it and writes
@@ -66,7 +66,7 @@ def _goals(records: Mapping[Part, Record]) -> str:
     goals = [goal for part in PARTS if part in records for goal in records[part]["result"]["goals"]]
     missed = sum(not goal["met"] for goal in goals)
     rows = ((goal["goal"], goal["found"], "met" if goal["met"] else "**missed**") for goal in goals)
-    return f"## Goals\n\n{len(goals) - missed} of {len(goals)} are met.\n\n{_table(('goal', 'found', ''), rows)}"
+    return f"## Goals\n\n{len(goals) - missed} of {len(goals)} are met.\n\n{table(('goal', 'found', ''), rows)}"
 
 
 def _planted(folder: Path, record: Record) -> str:
@@ -82,7 +82,7 @@ def _planted(folder: Path, record: Record) -> str:
         copies a share near the stated rate is right, not 0, and a `copy_rate` has to be read beside its null, the grey
         line. One split was drawn, and the same copies are in every set: intervals know the luck of the judged images
         alone."""
-    pieces = [f"## Planted copies\n\n{_prose(how)}"]
+    pieces = [f"## Planted copies\n\n{prose(how)}"]
     for env, found in result["envs"].items():
         detectors = list(found["false_positives"])
         rows = [
@@ -94,12 +94,12 @@ def _planted(folder: Path, record: Record) -> str:
             images; the stated rate is {found["stated"]:.2%}. Share of the copies that is found, in per cent, if all
             training images are tried:"""
         pieces += [
-            f"### {env}\n\n{_prose(sizes)}",
-            _table(("copies", *detectors), rows),
+            f"### {env}\n\n{prose(sizes)}",
+            table(("copies", *detectors), rows),
             "Share of the generated set that is flagged, in per cent, false positives included:\n",
-            _table(("planted", *detectors), _recovered(found, detectors)),
+            table(("planted", *detectors), _recovered(found, detectors)),
         ]
-    return "\n".join([*pieces, "![Flagged against planted share](measurements-planted.png)\n", _prose(reading)])
+    return "\n".join([*pieces, "![Flagged against planted share](measurements-planted.png)\n", prose(reading)])
 
 
 def _recovered(found: Mapping[str, Any], detectors: Sequence[str]) -> Iterable[Sequence[str]]:
@@ -143,10 +143,10 @@ def _false_positives(folder: Path, record: Record) -> str:
     header = ("data", "detector", "stated", "mean flagged", "stated inside", "long run", "most", "Wilson covers")
     return "\n".join(
         [
-            f"## False positives\n\n{_prose(how)}",
-            _table(header, rows),
+            f"## False positives\n\n{prose(how)}",
+            table(header, rows),
             "![Flagged images of each resplit](measurements-false-positives.png)\n",
-            _prose(_long_run(envs)),
+            prose(_long_run(envs)),
         ]
     )
 
@@ -211,12 +211,12 @@ def _models(folder: Path, record: Record) -> str:
     header = ("metric", "better", "null", "brief [95 %]", "overfitted [95 %]", "ordered rightly")
     return "\n".join(
         [
-            f"## Real models\n\n{_prose(how)}",
-            _table(header, rows),
+            f"## Real models\n\n{prose(how)}",
+            table(header, rows),
             *([f"Not measured:\n\n{''.join(sorted(notes))}"] if notes else []),
-            _prose(halves),
-            _prose(floor_text),
-            _table(("metric", "noise floor [95 %]", "gap", "gap / floor"), noise),
+            prose(halves),
+            prose(floor_text),
+            table(("metric", "noise floor [95 %]", "gap", "gap / floor"), noise),
         ]
     )
 
@@ -231,19 +231,19 @@ def _objective(folder: Path, record: Record) -> str:
         base model is the untouched backbone; the held-out resample is images of other patients, what a perfect
         generator would make. Where there are images and no model, the privacy axis is of metrics that need no model;
         the last table is the default objective itself."""
-    pieces = [f"## The objective\n\n{_prose(how)}"]
-    for table in record["result"]["tables"]:
+    pieces = [f"## The objective\n\n{prose(how)}"]
+    for found in record["result"]["tables"]:
         rows = [
             (name, f"{each['quality']:.2f}", f"{each['privacy']:.2f}", *(f"{u:.2f}" for u in each["utility"]))
-            for name, each in table["generators"].items()
+            for name, each in found["generators"].items()
         ]
         header = (
             "generator",
-            f"quality ({', '.join(table['quality'])})",
-            f"privacy ({', '.join(table['privacy'])})",
-            *(f"utility at {preference:g}" for preference in table["preferences"]),
+            f"quality ({', '.join(found['quality'])})",
+            f"privacy ({', '.join(found['privacy'])})",
+            *(f"utility at {preference:g}" for preference in found["preferences"]),
         )
-        pieces += [_prose(f"{table['title']}: {table['note']}."), _table(header, rows)]
+        pieces += [prose(f"{found['title']}: {found['note']}."), table(header, rows)]
     return "\n".join(pieces)
 
 
@@ -268,34 +268,11 @@ def _cost(folder: Path, record: Record) -> str:
         features."""
     return "\n".join(
         [
-            f"## Cost\n\n{_prose(how)}",
-            _table(("step or metric", *(str(row["n"]) for row in rows), "share"), body),
+            f"## Cost\n\n{prose(how)}",
+            table(("step or metric", *(str(row["n"]) for row in rows), "share"), body),
             "![Seconds against the number of images](measurements-cost.png)\n",
         ]
     )
-
-
-def _origin(records: Mapping[Part, Record]) -> str:
-    """When, where and by what: parts of one origin are named together."""
-    origins: dict[str, list[str]] = {}
-    for part, each in records.items():
-        commit = (each["git"]["commit"] or "none")[:12] + (" with changes" if each["git"]["dirty"] else "")
-        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        key = f"{each['date']}, commit {commit}, {each['hardware']}, {versions}"
-        origins.setdefault(key, []).append(f"{part} ({each['seconds']:.0f} s)")
-    return (
-        _prose("; ".join(f"{', '.join(parts)}: {origin}" for origin, parts in origins.items()) + ".") if origins else ""
-    )
-
-
-def _prose(text: str) -> str:
-    """A paragraph."""
-    return textwrap.fill(" ".join(text.split()), _WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _inside(value: float, estimate: Sequence[float]) -> bool:

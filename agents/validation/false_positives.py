@@ -9,9 +9,9 @@ import torch
 from scipy.stats import betabinom
 from torch import Tensor
 
+from agents.parts import Parts
 from agents.validation.images import draw, one_each
 from agents.validation.planted import DEFAULT
-from agents.validation.results import Results
 from agents.validation.settings import ValidateSettings
 from envs.seeding import torch_generator
 from rewards.alignment import ALIGNED_PIXELS, ALIGNMENT_CANDIDATES, CANDIDATES, aligned_neighbors
@@ -33,7 +33,7 @@ class _Split(NamedTuple):
     others: Tensor
 
 
-def false_positives(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def false_positives(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """Each data set's flagged rate over the resplits, beside the stated one."""
     found = {env: _of(settings, env) for env in settings.envs}
     goals = []

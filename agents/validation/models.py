@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from agents.parts import Parts, Record
+from agents.validation.identity import backbone_path, identity_of
 from agents.validation.images import draw
-from agents.validation.results import Record, Results, backbone_path, identity_of
 from agents.validation.settings import ValidateSettings
 from envs.backbones.latent import load_latent_backbone
 from envs.datasets.base import SplitDataset
@@ -34,7 +35,7 @@ _KNOWN_BY_HEART = 0.95
 _HALVINGS = 200
 
 
-def models(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def models(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """All metrics of the untouched, the briefly trained and the overfitted model, their order, and the noise floor.
 
     Every model that is finished is kept at once.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.parts import Parts, Record
+from agents.validation.identity import backbone_path, identity_of
 from agents.validation.images import as_tensor, draw
-from agents.validation.results import Record, Results, backbone_path, identity_of
 from agents.validation.settings import ValidateSettings
 from envs.backbones.latent import load_latent_backbone
 from envs.datasets.base import ImageSet
@@ -27,7 +28,7 @@ RESAMPLED, COPYCAT, BASE, FULL, BRIEF = "held-out resample", "copycat", "base mo
 _MUST_LOSE = (COPYCAT, BASE)
 
 
-def objective(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def objective(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """Utilities with images alone, and with the real models if they are there."""
     tables = [_images_only(settings, env) for env in settings.envs]
     models = results.read("models", identity_of("models", settings))
@@ -36,7 +37,7 @@ def objective(settings: ValidateSettings, results: Results) -> dict[str, Any]:
     return {"tables": tables, "goals": [goal for table in tables for goal in _goals(table)]}
 
 
-def depends_on(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def depends_on(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """What decides the result beside the settings: the models, if they were there."""
     identity = identity_of("models", settings)
     return {"models": None if results.read("models", identity) is None else content_hash(identity)}

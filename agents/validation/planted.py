@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.parts import Parts
 from agents.validation.images import PERTURBATIONS, as_tensor, draw
-from agents.validation.results import Results
 from agents.validation.settings import ValidateSettings
 from rewards.estimate import Estimate
 from rewards.features import cached_embedding
@@ -37,7 +37,7 @@ GOALS: Mapping[str, float] = {
 _Detector = Callable[[Sample], Estimate]
 
 
-def planted(settings: ValidateSettings, results: Results) -> dict[str, Any]:
+def planted(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
     """Each data set's recovered shares, sensitivities and false positives, and the goals."""
     found = {env: _of(settings, env) for env in settings.envs}
     return {"envs": found, "goals": [goal for env, each in found.items() for goal in _goals(env, each)]}

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agents.result import git_state, hardware, versions
-from agents.validation.settings import Part, ValidateSettings
-from envs.backbones import EMBEDDED
-from envs.task import CODE_VERSION, content_hash
+from envs.task import content_hash
 from rewards.errors import InputError
-
-_FORMAT = 1
-"""Raise it when a part computes something else from the same settings."""
 
 Record = dict[str, Any]
 """``result`` of a part, and when, where and by what it was computed."""
 
 
-class Results:
+class Parts:
     """The folder of finished parts.
 
     Args:
@@ -78,36 +71,3 @@ class Results:
 
     def _path(self, name: str, identity: Mapping[str, Any]) -> Path:
         return self._folder / f"{name}-{content_hash(identity)[:16]}.json"
-
-
-def identity_of(part: Part, settings: ValidateSettings) -> dict[str, Any]:
-    """What decides a part's result, as JSON values."""
-    own = asdict(getattr(settings, part))
-    fields: dict[str, Any] = {
-        part: own,
-        "size": settings.size,
-        "seed": settings.seed,
-        "options": settings.options,
-        "code": CODE_VERSION,
-        "format": _FORMAT,
-    }
-    if part in ("planted", "false_positives", "objective"):
-        fields["envs"] = settings.envs
-    if part in ("models", "objective"):
-        fields["backbone"] = _weights_sha256(backbone_path(settings))
-        fields["reward"] = asdict(settings.reward)
-    return fields
-
-
-def backbone_path(settings: ValidateSettings) -> Path:
-    """The pipeline's folder."""
-    return Path(settings.backbone.path) if settings.backbone.path else EMBEDDED
-
-
-def _weights_sha256(folder: Path) -> str:
-    """Without loading them. A folder that is none is refused when it is loaded."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
