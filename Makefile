@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test bench proof lint format typecheck check wheel clean
+.PHONY: help setup train test bench proof methods lint format typecheck check wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench: $(READY)  ## the benchmarks; writes runs/bench/<name>.json
 
 proof: $(READY)  ## prove the measurements on real images; writes docs/measurements.md
 	$(PY) -m agents.validate $(ARGS)
+
+methods: $(READY)  ## compare every adaptation method on real images; writes docs/methods.md
+	$(PY) -m agents.methods $(ARGS)
 
 lint: $(READY)  ## style, formatting, and which package may import which
 	$(PY) -m ruff check

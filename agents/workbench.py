@@ -91,7 +91,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
-        options={"device": torch.device(devices[0]).type, "threads": threads, **_method_options(method)},
+        options={"device": torch.device(devices[0]).type, "threads": threads, **method_options(method)},
     )
     workers = settings.evaluator.workers
     if workers is None:
@@ -182,8 +182,8 @@ def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
     )
 
 
-def _method_options(method: Method) -> dict[str, Any]:
-    """For a task's options. A method without settings adds nothing: the ids of such tasks are older than settings."""
+def method_options(method: Method) -> dict[str, Any]:
+    """Of a method, for a task's options; nothing without settings: the ids of such tasks are older than settings."""
     return {"method": dict(method.settings)} if method.settings else {}
 
 
@@ -211,7 +211,7 @@ def _synthetic(settings: TrainSettings, method: Method) -> Workbench:
         inner=settings.inner,
         metrics=invented,
         seed=settings.seed,
-        options=_method_options(method),
+        options=method_options(method),
     )
     return Workbench(
         search=search,

@@ -1,0 +1,133 @@
+"""What ``python -m agents.methods`` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from agents.settings import (
+    BackboneSettings,
+    Count,
+    DataSettings,
+    EnvSettings,
+    Rate,
+    RewardSettings,
+    StoreSettings,
+)
+from envs.methods import find_method
+from envs.task import InnerBudget
+from rewards.errors import InputError
+from rewards.suite import Suite
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How every data set is split; see `EnvSettings`."""
+
+    size: Count
+    train: Count
+    heldout: Count
+    test: Count
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """The choice of each method's learning rate, with everything on.
+
+    Attributes:
+        env: The data set, judged by its held-out split.
+        seed: None of the table's.
+        learning_rates: To choose among.
+    """
+
+    env: str
+    seed: Seed
+    learning_rates: list[Rate]
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """Training steps a measurement, and measurements, of which the median is quoted."""
+
+    steps: Count
+    repeats: Count
+
+
+@dataclass(frozen=True)
+class MethodsSettings:
+    """Everything that decides the comparison.
+
+    Attributes:
+        docs: Folder of the page and its figures.
+        envs: Data sets.
+        split: Of each of them.
+        methods: Adaptation methods.
+        masks: By name, as ``mask=`` takes them.
+        seeds: Of everything but the split.
+        early_stops: Steps of full fine-tunes that are stopped early.
+        tuning: See `TuningSettings`.
+        inner: Of every fine-tune; the learning rate is the early stops' only.
+        metrics: Everything that is measured.
+        timing: See `TimingSettings`.
+        workers: Tasks that are computed side by side; None for one a core.
+        threads: Of torch in each.
+        options: Of the data sets' loader.
+        method_options: Settings of a method by its name.
+    """
+
+    docs: str
+    envs: list[str]
+    split: SplitSettings
+    data: DataSettings
+    backbone: BackboneSettings
+    reward: RewardSettings
+    methods: list[str]
+    groups: str
+    masks: dict[str, str]
+    seeds: list[Seed]
+    early_stops: list[Count]
+    tuning: TuningSettings
+    inner: InnerBudget
+    metrics: list[str]
+    timing: TimingSettings
+    store: StoreSettings
+    run_dir: str
+    workers: Count | None = None
+    threads: Count = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            find_method(name, self.method_options.get(name))
+        Suite(self.metrics)
+        for key in ("envs", "methods", "masks", "seeds"):
+            if not getattr(self, key):
+                raise InputError(f"{key}= is empty", "name at least one")
+        if "full" not in self.methods or "all" not in self.masks.values() or "none" not in self.masks.values():
+            raise InputError(
+                "the axes lie between the base model and full fine-tuning",
+                "keep full in methods=, and all and none among masks=",
+            )
+        if len(self.seeds) < 2 or self.tuning.seed in self.seeds:
+            raise InputError(
+                f"seeds={self.seeds} with tuning.seed={self.tuning.seed}", "give two seeds or more, tuning.seed not"
+            )
+        late = [steps for steps in self.early_stops if steps >= self.inner.steps]
+        if late:
+            raise InputError(f"early_stops={late}", f"stop before inner.steps={self.inner.steps}")
+        needed = {*self.reward.quality, *self.reward.privacy, "copy_rate"}
+        if missing := sorted(needed - set(self.metrics)):
+            raise InputError(f"metrics= lacks {', '.join(missing)}", "the axes and the table need it")
+
+    def env(self, name: str) -> EnvSettings:
+        """A data set with the split that all share."""
+        split = self.split
+        return EnvSettings(
+            name, split.size, split.train, split.heldout, split.test, seed=split.seed, options=self.options
+        )
