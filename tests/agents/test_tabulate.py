@@ -1,0 +1,92 @@
+"""The command that measures every mask, with invented measurements: real ones take hours."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from agents.tabulate import all_masks, noise, repeated_masks
+from envs.evaluators.base import Evaluation
+from envs.evaluators.finetune import FineTuneEvaluator
+from envs.evaluators.table import EvaluationTable
+from envs.task import InnerBudget, Schedule, SelectionTask
+from rewards.measurement import Measurement
+from tests.agents.command import Command, Outcome
+
+SMALL = (
+    "env=phantom",
+    "env.train=4",
+    "env.heldout=8",
+    "env.test=8",
+    "evaluator.workers=0",
+    "repeat.share=0.02",
+    "repeat.seeds=1",
+)
+
+
+def kid(schedule: Schedule, seed: int) -> Measurement:
+    return Measurement(10.0 - int(schedule.key, 2) / 100 + 0.25 * seed, 0.1, None, None, 8, higher_is_better=False)
+
+
+def invented() -> None:
+    def evaluate(self: FineTuneEvaluator, schedule: Schedule) -> Evaluation:
+        return Evaluation(schedule, {"kid": kid(schedule, self.task.seed)}, 1, 2, steps=3, seconds=1.0)
+
+    FineTuneEvaluator.evaluate = evaluate  # type: ignore[method-assign]
+
+
+def tabulate(*arguments: str, folder: Path) -> Outcome:
+    return Command([*SMALL, *arguments], folder, invented, name="tabulate").wait()
+
+
+def test_every_mask_once_and_some_again(tmp_path: Path) -> None:
+    outcome = tabulate(folder=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    (path,) = (tmp_path / "runs" / "tables").glob("phantom-full-*.parquet")
+    table = EvaluationTable.read(path)
+    assert sorted(schedule.key for schedule in table.evaluations[0]) == [f"{i:08b}" for i in range(256)]
+    assert len(table.repeated) == round(0.02 * 256)
+    assert {"00000000", "11111111"} <= {schedule.key for schedule in table.repeated}
+    for seed, of_seed in table.evaluations.items():
+        assert all(e.metrics["kid"] == kid(schedule, seed) for schedule, e in of_seed.items())
+    assert len(table.group_features) == 8
+    assert table.card["data"]["source"]
+    # Two seeds that differ by a quarter everywhere: a standard deviation of a quarter over the root of two.
+    assert table.card["noise_floor"]["kid"][0] == pytest.approx(0.25 / 2**0.5)
+
+    path.unlink()
+    assert tabulate("table=again.parquet", folder=tmp_path).code == 0
+    assert EvaluationTable.read(tmp_path / "again.parquet").evaluations == table.evaluations
+    with sqlite3.connect(tmp_path / "runs" / "evaluations.sqlite") as store:
+        assert store.execute("SELECT count(*) FROM evaluations").fetchone() == (256 + 5,)
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    outcome = tabulate("evaluator=synthetic", "~evaluator.workers", folder=tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "error: evaluator=synthetic — tables are measured: set evaluator=finetune\n"
+
+
+def test_repeats_are_drawn_by_the_seed_and_hold_the_anchors() -> None:
+    masks = all_masks(6)
+    drawn = repeated_masks(masks, 0.25, seed=0)
+    assert len(drawn) == len(set(drawn)) == 16
+    assert (drawn[0], drawn[-1]) == (masks[0], masks[-1])
+    assert drawn == repeated_masks(masks, 0.25, seed=0) != repeated_masks(masks, 0.25, seed=1)
+    assert repeated_masks(masks, 0, seed=0) == [masks[0], masks[-1]]
+
+
+def test_a_failed_repeat_is_left_out_of_the_noise() -> None:
+    schedules = [Schedule.from_key(key) for key in ("00", "01", "11")]
+    inner = InnerBudget(steps=1, batch_size=1, learning_rate=1e-3, images=1, sampling_steps=1)
+    task = SelectionTask("phantom", "", "embedded", "", "full", "blocks", ("a", "b"), inner, ("kid", "fid"))
+    found = {seed: {s: Evaluation(s, {"kid": kid(s, seed)}) for s in schedules} for seed in (0, 2)}
+    whole = noise(task, found)
+    assert whole["kid"][0] == pytest.approx(0.5 / 2**0.5)
+    found[2][schedules[1]] = Evaluation(schedules[1], failure="diverged")
+    assert noise(task, found)["kid"][0] == pytest.approx(0.5 / 2**0.5)
+    assert noise(task, found)["kid"] != whole["kid"], "fewer masks, a wider interval"
+    assert "fid" not in whole
+    assert noise(task, {0: found[0]}) == {}
