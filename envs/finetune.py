@@ -6,12 +6,14 @@ import collections
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.backbones.latent import LatentBackbone
+from envs.datasets.base import ImageSet
 from envs.methods import Attachment
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
@@ -36,6 +38,47 @@ class TrainingSet:
     latents: Tensor
     states: Tensor
     empty_state: Tensor
+
+
+class Batch(NamedTuple):
+    """What one forward pass of a fine-tune looks at.
+
+    Attributes:
+        latents: ``(n, c, h, w)``.
+        states: Text states, some of them the empty caption's, ``(n, tokens, width)``.
+        noise: ``(n, c, h, w)``.
+        t: Timesteps, ``(n,)``.
+    """
+
+    latents: Tensor
+    states: Tensor
+    noise: Tensor
+    t: Tensor
+
+
+def encode(backbone: LatentBackbone, images: ImageSet) -> TrainingSet:
+    """Images and their captions as the denoiser sees them."""
+    states = backbone.encode_captions(images.captions)
+    return TrainingSet(backbone.encode_images(images.images), states, backbone.encode_captions([""]))
+
+
+def draw_batch(
+    data: TrainingSet, rows: Tensor, generator: torch.Generator, *, caption_dropout: float, timesteps: int
+) -> Batch:
+    """These rows with captions left out at random, noise and timesteps, drawn on the CPU on any device."""
+    device = data.latents.device
+    latents = data.latents[rows.to(device)]
+    dropped = torch.rand(len(rows), generator=generator) < caption_dropout
+    states = torch.where(dropped[:, None, None].to(device), data.empty_state, data.states[rows.to(device)])
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    t = torch.randint(timesteps, (len(rows),), generator=generator).to(device)
+    return Batch(latents, states, noise, t)
+
+
+def training_loss(backbone: LatentBackbone, batch: Batch) -> Tensor:
+    """The mean squared error of what the denoiser predicts (Ho et al., arXiv 2006.11239, eq. 14)."""
+    noisy, target = backbone.noised(batch.latents, batch.noise, batch.t)
+    return F.mse_loss(backbone.predict(noisy, batch.t, batch.states), target)
 
 
 def finetune(
@@ -82,14 +125,13 @@ def one_pass(backbone: LatentBackbone, data: TrainingSet, batch_size: int, seed:
         latents, states = data.latents[start : start + batch_size], data.states[start : start + batch_size]
         noise = torch.randn(latents.shape, generator=generator).to(device)
         t = torch.randint(backbone.timesteps, (len(latents),), generator=generator).to(device)
-        noisy, target = backbone.noised(latents, noise, t)
-        yield F.mse_loss(backbone.predict(noisy, t, states), target) * (len(latents) / n)
+        yield training_loss(backbone, Batch(latents, states, noise, t)) * (len(latents) / n)
 
 
 def _train_phase(
     backbone: LatentBackbone,
     parameters: list[nn.Parameter],
-    draws: Iterator[tuple[Tensor, Tensor, Tensor, Tensor]],
+    draws: Iterator[Batch],
     start: int,
     stop: int,
     budget: InnerBudget,
@@ -100,10 +142,9 @@ def _train_phase(
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
     for step in range(start, stop):
-        latents, states, noise, t = next(draws)
+        batch = next(draws)
         optimizer.param_groups[0]["lr"] = budget.learning_rate_at(step)
-        noisy, target = backbone.noised(latents, noise, t)
-        loss = F.mse_loss(backbone.predict(noisy, t, states), target)
+        loss = training_loss(backbone, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -113,20 +154,13 @@ def _train_phase(
     return stop - start
 
 
-def _draws(
-    data: TrainingSet, budget: InnerBudget, timesteps: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Endless ``(latents, states, noise, t)`` in shuffled passes over the images, drawn on the CPU on any device."""
+def _draws(data: TrainingSet, budget: InnerBudget, timesteps: int, seed: int) -> Iterator[Batch]:
+    """Endless batches in shuffled passes over the images."""
     generator = torch_generator(seed, "finetune")
-    n, device = len(data.latents), data.latents.device
+    n = len(data.latents)
     order = torch.empty(0, dtype=torch.long)
     while True:
         while len(order) < budget.batch_size:
             order = torch.cat([order, torch.randperm(n, generator=generator)])
         rows, order = order[: budget.batch_size], order[budget.batch_size :]
-        latents = data.latents[rows.to(device)]
-        dropped = torch.rand(budget.batch_size, generator=generator) < budget.caption_dropout
-        states = torch.where(dropped[:, None, None].to(device), data.empty_state, data.states[rows.to(device)])
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        t = torch.randint(timesteps, (budget.batch_size,), generator=generator).to(device)
-        yield latents, states, noise, t
+        yield draw_batch(data, rows, generator, caption_dropout=budget.caption_dropout, timesteps=timesteps)

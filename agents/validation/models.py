@@ -118,7 +118,7 @@ def _model(
         seed=seed,
     )
     evaluator = FineTuneEvaluator(task, dataset, backbone)
-    evaluator.suite = suite = _Remembering(metrics)
+    evaluator.judge.suite = suite = _Remembering(metrics)
     evaluation = evaluator.evaluate(Schedule.constant([kind != "base"] * len(groups)))
     assert suite.evidence is not None
     losses = suite.evidence.losses

@@ -15,22 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
-from envs.datasets.base import ImageSet, SplitDataset
+from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation
-from envs.evidence import caption_magnitudes, inverted
-from envs.finetune import DivergedError, TrainingSet, finetune, one_pass
-from envs.generate import generate
+from envs.finetune import encode, finetune, one_pass
 from envs.groups import find_groups
-from envs.losses import denoising_losses
+from envs.judge import Judge
 from envs.methods import find_method
-from envs.probes import reproduction_similarity
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
-from rewards.evidence import DenoisingLosses, Evidence, Inversions, NoiseMagnitudes
-from rewards.inversion import InversionSettings, Similarity
 from rewards.measurement import Measurement
-from rewards.reference import Reference
-from rewards.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,7 @@ class FineTuneFactory:
 class FineTuneEvaluator:
     """Evaluates schedules one after another on one backbone, which is loaded once and restored after each.
 
-    What all evaluations of a task share is computed here, once: latents, text states, embeddings of the real images,
-    their nulls, and the base model's losses.
+    What all evaluations of a task share is computed once, here or by its judge.
 
     Args:
         task: What is evaluated; its ``judge`` names the real images that quality and nulls are measured on.
@@ -77,6 +69,7 @@ class FineTuneEvaluator:
             scheme, method or metric.
 
     Attributes:
+        judge: What measures.
         seconds: Of the last evaluation's parts: ``finetune``, ``generate``, ``losses``, ``measure``.
     """
 
@@ -90,8 +83,7 @@ class FineTuneEvaluator:
         groups = find_groups(backbone.denoiser, task.scheme)
         # Of the base model: a share means the same for methods that add parameters as for those that add none.
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
-        self._empty = backbone.encode_captions([""])
-        self.training_set = self._prepare(dataset.train)
+        self.training_set = encode(backbone, dataset.train)
         self.attachment = find_method(task.method, task.method_settings)(
             backbone.denoiser,
             groups,
@@ -102,16 +94,8 @@ class FineTuneEvaluator:
         state = itertools.chain(backbone.denoiser.named_parameters(), backbone.denoiser.named_buffers())
         self._base = {name: tensor.detach().clone() for name, tensor in state}
 
-        judge = dataset.test if task.judge == "test" else dataset.heldout
-        self._judge = self._prepare(judge)
-        self._images, self._judged = dataset, judge
-        self._similarity: Similarity | None = None
-        rows = [i % len(dataset.train) for i in range(task.inner.images)]
-        self._prompts = [dataset.train.captions[row] for row in rows]
-        self._generated_states = self.training_set.states[rows]
-        self.suite = Suite(task.metrics)
-        self._reference: Reference = self.suite.reference(_as_tensor(dataset.train.images), _as_tensor(judge.images))
-        self._base_losses = self._losses()
+        judged = dataset.test if task.judge == "test" else dataset.heldout
+        self.judge = Judge(backbone, dataset.train, self.training_set, judged, task.inner, task.metrics, task.seed)
         self._restore({})  # buffers that a forward pass moves
 
     def evaluate(self, schedule: Schedule) -> Evaluation:
@@ -146,78 +130,19 @@ class FineTuneEvaluator:
         finally:
             self._restore(self.attachment.selected((True,) * len(self.attachment.parameters)))
 
-    def _prepare(self, images: ImageSet) -> TrainingSet:
-        states = self.backbone.encode_captions(images.captions)
-        return TrainingSet(self.backbone.encode_images(images.images), states, self._empty)
-
     def _learn_and_generate(self, schedule: Schedule) -> tuple[int, NDArray[np.uint8]]:
         with self._clock("finetune"):
             steps = finetune(
                 self.backbone, self.attachment, schedule, self.training_set, self.task.inner, self.task.seed
             )
         with self._clock("generate"):
-            images = generate(
-                self.backbone,
-                self._generated_states,
-                self._empty,
-                steps=self.task.inner.sampling_steps,
-                guidance_scale=self.task.inner.guidance_scale,
-                seed=self.task.seed,
-            )
-        return steps, images
+            return steps, self.judge.generate()
 
     def _measure(self, images: NDArray[np.uint8]) -> Mapping[str, Measurement]:
         with self._clock("losses"):
-            evidence = Evidence(
-                losses=self._changed_losses() if "losses" in self.suite.needs else None,
-                prompts=self._prompts,
-                noise_magnitudes=self._noise_magnitudes() if "noise_magnitudes" in self.suite.needs else None,
-                inversions=self._inversions() if "inversions" in self.suite.needs else None,
-            )
+            evidence = self.judge.evidence()
         with self._clock("measure"):
-            return self.suite.measure(self._reference, _as_tensor(images), evidence)
-
-    def _changed_losses(self) -> DenoisingLosses:
-        train, judge = self._losses()
-        if not (train.isfinite().all() and judge.isfinite().all()):
-            raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
-        base_train, base_judge = self._base_losses
-        return DenoisingLosses(train=train, heldout=judge, base_train=base_train, base_heldout=base_judge)
-
-    def _noise_magnitudes(self) -> NoiseMagnitudes:
-        inner = self.task.inner
-        return caption_magnitudes(
-            self.backbone,
-            self._images.train,
-            self._judged,
-            steps=inner.sampling_steps,
-            guidance_scale=inner.guidance_scale,
-            seed=self.task.seed,
-        )
-
-    def _inversions(self) -> Inversions:
-        inner, train, judged = self.task.inner, self._images.train, self._judged
-        if self._similarity is None:
-            self._similarity = reproduction_similarity(self.backbone, train.images, judged.images)
-        settings = InversionSettings(sampling_steps=inner.sampling_steps, seed=self.task.seed)
-        found, _ = inverted(
-            self.backbone,
-            train.take(range(min(inner.inversions, len(train)))),
-            judged.take(range(min(inner.inversions, len(judged)))),
-            self._similarity,
-            settings,
-        )
-        return found
-
-    def _losses(self) -> tuple[Tensor, Tensor]:
-        """Of the training images and of the judge's, at the model's present state."""
-        both = [
-            denoising_losses(
-                self.backbone, images.latents, images.states, draws=self.task.inner.loss_draws, seed=self.task.seed
-            )
-            for images in (self.training_set, self._judge)
-        ]
-        return both[0], both[1]
+            return self.judge.measure(images, evidence)
 
     @torch.no_grad()
     def _restore(self, selected: Mapping[str, Tensor]) -> None:
@@ -232,8 +157,3 @@ class FineTuneEvaluator:
         started = time.perf_counter()
         yield
         self.seconds[part] = time.perf_counter() - started
-
-
-def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """``(n, h, w, 3)`` to ``(n, 3, h, w)``, still uint8."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

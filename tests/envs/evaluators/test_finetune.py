@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from envs import judge
 from envs.backbones.latent import LatentBackbone
 from envs.datasets import SplitDataset, prepare_dataset
-from envs.evaluators import finetune as module
 from envs.evaluators.base import evaluate_many
 from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator
@@ -199,7 +199,7 @@ def test_the_base_is_restored_after_a_failure_anywhere(
     with left_as_it_was(backbone), pytest.raises(MemoryError):
         evaluator.evaluate(FULL)
     handle.remove()
-    for owner, name in ((module, "generate"), (module, "denoising_losses"), (evaluator.suite, "measure")):
+    for owner, name in ((judge, "generate"), (judge, "denoising_losses"), (evaluator.judge.suite, "measure")):
         with left_as_it_was(backbone), monkeypatch.context() as patch:
             patch.setattr(owner, name, at_once)
             with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,149 @@
+"""Generates from a denoiser as it stands and measures what it gives away and how good its images are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.backbones.latent import LatentBackbone
+from envs.datasets.base import ImageSet
+from envs.evidence import caption_magnitudes, inverted
+from envs.finetune import DivergedError, TrainingSet, encode
+from envs.generate import generate
+from envs.losses import denoising_losses
+from envs.probes import reproduction_similarity
+from envs.task import InnerBudget
+from rewards.evidence import DenoisingLosses, Evidence, Inversions, NoiseMagnitudes
+from rewards.inversion import InversionSettings, Similarity
+from rewards.measurement import Measurement
+from rewards.reference import Reference
+from rewards.suite import Suite
+
+
+class Judge:
+    """Compares a fine-tuned model with its base, its training images, and real images of other patients.
+
+    What all its answers share is computed once: latents, text states, embeddings of the real images, their nulls, and
+    the base model's losses.
+
+    Args:
+        backbone: With the denoiser in its base state.
+        train: What is trained on.
+        training_set: The same, encoded.
+        judged: The real images that quality and nulls are measured on.
+        budget: How many images are generated and how, and the grid of losses.
+        metrics: Names of what is measured, in order.
+        seed: Of sampling and of the losses' noises.
+
+    Attributes:
+        suite: What measures.
+    """
+
+    def __init__(
+        self,
+        backbone: LatentBackbone,
+        train: ImageSet,
+        training_set: TrainingSet,
+        judged: ImageSet,
+        budget: InnerBudget,
+        metrics: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.suite = Suite(metrics)
+        self._backbone, self._budget, self._seed = backbone, budget, seed
+        self._train, self._training_set = train, training_set
+        self._judged, self._judged_set = judged, encode(backbone, judged)
+        self._similarity: Similarity | None = None
+        rows = [i % len(train) for i in range(budget.images)]
+        self._prompts = [train.captions[row] for row in rows]
+        self._generated_states = training_set.states[rows]
+        self._reference: Reference = self.suite.reference(_as_tensor(train.images), _as_tensor(judged.images))
+        self._base_losses = self._losses()
+
+    @property
+    def nulls(self) -> Mapping[str, float | None]:
+        """Each metric's value with real images in place of generated ones; None where there is none."""
+        return self._reference.nulls
+
+    def generate(self) -> NDArray[np.uint8]:
+        """``budget.images`` images from the training captions in turn, ``(n, h, w, 3)``."""
+        return generate(
+            self._backbone,
+            self._generated_states,
+            self._training_set.empty_state,
+            steps=self._budget.sampling_steps,
+            guidance_scale=self._budget.guidance_scale,
+            seed=self._seed,
+        )
+
+    def evidence(self) -> Evidence:
+        """What the metrics look at besides images.
+
+        Raises:
+            DivergedError: If the model's losses are not finite.
+        """
+        needs = self.suite.needs
+        return Evidence(
+            losses=self._changed_losses() if "losses" in needs else None,
+            prompts=self._prompts,
+            noise_magnitudes=self._noise_magnitudes() if "noise_magnitudes" in needs else None,
+            inversions=self._inversions() if "inversions" in needs else None,
+        )
+
+    def measure(self, images: NDArray[np.uint8] | None, evidence: Evidence) -> dict[str, Measurement]:
+        """Every metric by name.
+
+        Args:
+            images: What `generate` gave; None if nothing was generated.
+            evidence: What `evidence` gave.
+        """
+        return self.suite.measure(self._reference, None if images is None else _as_tensor(images), evidence)
+
+    def _changed_losses(self) -> DenoisingLosses:
+        train, judged = self._losses()
+        if not (train.isfinite().all() and judged.isfinite().all()):
+            raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
+        base_train, base_judged = self._base_losses
+        return DenoisingLosses(train=train, heldout=judged, base_train=base_train, base_heldout=base_judged)
+
+    def _noise_magnitudes(self) -> NoiseMagnitudes:
+        return caption_magnitudes(
+            self._backbone,
+            self._train,
+            self._judged,
+            steps=self._budget.sampling_steps,
+            guidance_scale=self._budget.guidance_scale,
+            seed=self._seed,
+        )
+
+    def _inversions(self) -> Inversions:
+        train, judged, most = self._train, self._judged, self._budget.inversions
+        if self._similarity is None:
+            self._similarity = reproduction_similarity(self._backbone, train.images, judged.images)
+        found, _ = inverted(
+            self._backbone,
+            train.take(range(min(most, len(train)))),
+            judged.take(range(min(most, len(judged)))),
+            self._similarity,
+            InversionSettings(sampling_steps=self._budget.sampling_steps, seed=self._seed),
+        )
+        return found
+
+    def _losses(self) -> tuple[Tensor, Tensor]:
+        """Of the training images and of the judged ones, at the model's present state."""
+        both = [
+            denoising_losses(
+                self._backbone, images.latents, images.states, draws=self._budget.loss_draws, seed=self._seed
+            )
+            for images in (self._training_set, self._judged_set)
+        ]
+        return both[0], both[1]
+
+
+def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """``(n, h, w, 3)`` to ``(n, 3, h, w)``, still uint8."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
