@@ -75,6 +75,20 @@ class RunFolder:
             raise InputError(f"resume={path} is no {job} run", remedy)
         return cls(folder), config
 
+    @classmethod
+    def to_resume(cls, path: str | Path, job: str, overrides: Sequence[str]) -> tuple[RunFolder, DictConfig]:
+        """What `open` gives, for a command line that says nothing besides ``resume=``.
+
+        Raises:
+            InputError: If it does, or the folder is not a run of that job.
+        """
+        others = [override for override in overrides if not override.startswith("resume=")]
+        if others:
+            raise InputError(
+                f"resume= together with {' '.join(others)}", "drop the rest: a run keeps its configuration"
+            )
+        return cls.open(path, job)
+
     @property
     def id(self) -> str:
         """The folder's name."""

@@ -52,10 +52,17 @@ class EnvSettings:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """A pipeline folder; None for the one that ships."""
+    """A pipeline folder; None for the one that ships.
+
+    Attributes:
+        name: For people.
+        path: Of the folder.
+        precision: Of the denoiser's forward pass; what learns is float32 in any.
+    """
 
     name: str
     path: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,14 @@ from agents.session import Session
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.store import EvaluationStore
-from rewards.errors import InputError
 
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
     """Trains a new run, or goes on with the one that ``resume=`` names."""
-    if config.resume is None:
-        folder, overrides = None, HydraConfig.get().overrides.task
-    else:
-        folder, config = _run_to_resume(config.resume)
+    folder, overrides = None, HydraConfig.get().overrides.task
+    if config.resume is not None:
+        folder, config = RunFolder.to_resume(config.resume, "train", overrides)
     settings = read_settings(config, TrainSettings)
     # Wherever the run is resumed from, it finds what it has paid for.
     config.store.path = str(Path(settings.store.path).absolute())
@@ -94,13 +92,6 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
 
 def _or_none(value: float | None) -> str:
     return "not measurable" if value is None else f"{value:.2f}"
-
-
-def _run_to_resume(path: str) -> tuple[RunFolder, DictConfig]:
-    others = [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
-    if others:
-        raise InputError(f"resume= together with {' '.join(others)}", "drop the rest: a run keeps its configuration")
-    return RunFolder.open(path, "train")
 
 
 @contextmanager

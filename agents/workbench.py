@@ -29,6 +29,8 @@ from rewards.errors import InputError
 from rewards.objective import Objective
 from rewards.suite import Suite
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -150,14 +152,16 @@ def described(dataset: SplitDataset) -> dict[str, Any]:
     }
 
 
-def prepare_backbone(settings: BackboneSettings, env: EnvSettings) -> tuple[LatentBackbone, Path]:
-    """The backbone on the CPU, to look at, and where workers find it.
+def prepare_backbone(
+    settings: BackboneSettings, env: EnvSettings, device: torch.device = _CPU
+) -> tuple[LatentBackbone, Path]:
+    """The backbone, on the CPU if it is to be looked at only, and where workers find it.
 
     Raises:
         InputError: If it does not load, or makes images of another size than the data set's.
     """
     path = Path(settings.path) if settings.path else EMBEDDED
-    backbone = load_latent_backbone(path, name=settings.name, device=torch.device("cpu"))
+    backbone = load_latent_backbone(path, name=settings.name, device=device)
     if backbone.image_size != env.size:
         raise InputError(
             f"env.size={env.size} but the backbone makes {backbone.image_size} px images",

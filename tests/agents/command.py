@@ -29,7 +29,7 @@ SMALL = ("evaluator=synthetic", "budget.evaluations=12", "agent.rollout=4", "age
 """A search of a second: 12 masks, 2 anchors, a final table of 3."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["agents.train", "agents.bench", __name__])
+_CONTEXT.set_forkserver_preload(["agents.train", "agents.bench", "agents.finetune", __name__])
 
 Double = Callable[[], None]
 """Changes the command's process before it starts; picklable."""

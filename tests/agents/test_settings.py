@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from agents.auditing.settings import AuditSettings
 from agents.bench import BenchSettings
+from agents.finetuning.settings import FinetuneSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
 from agents.validation.settings import ValidateSettings
@@ -20,6 +21,7 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "train": (TrainSettings, []),
     "pretrain": (PretrainSettings, ["public=images.npz"]),
     "bench": (BenchSettings, []),
+    "finetune": (FinetuneSettings, ["mask=all"]),
     "audit": (AuditSettings, ["generated=images", "train=private", "heldout=others"]),
     "validate": (ValidateSettings, []),
 }
