@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from envs.groups import LayerGroup
-from envs.methods.base import Attachment, Calibration, added_parameters, adding, count_setting, nothing_to_train
+from envs.methods.base import Attachment, Calibration, Method, added_parameters, adding, count_setting, nothing_to_train
 from rewards.errors import InputError
 
 _KERNELS = (1, 3, 5)
@@ -49,7 +49,7 @@ class MultiScaleAdapter(nn.Module):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Method):
     """An adapter after the input convolution, each residual block and each transformer.
 
     Attributes:

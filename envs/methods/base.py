@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from envs.groups import LayerGroup
@@ -23,10 +23,10 @@ Calibration = Callable[[], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Attachment:
-    """A method attached to a denoiser: the parameters that each group may train.
+    """A method attached to a denoiser: the parameters that each toggle may train.
 
     Attributes:
-        parameters: For each group, in order, ``{dotted name: parameter}``; empty where the method finds nothing.
+        parameters: For each toggle, in order, ``{dotted name: parameter}``; empty where the method finds nothing.
         peft: The denoiser as peft wraps it, to save, merge or disable what was learned; None for other methods.
     """
 
@@ -34,18 +34,23 @@ class Attachment:
     peft: PeftModel | None = None
 
     def selected(self, mask: Mask) -> dict[str, nn.Parameter]:
-        """The parameters of the groups that are on."""
+        """The parameters of the toggles that are on."""
         if len(mask) != len(self.parameters):
-            raise ValueError(f"a mask of {len(mask)} toggles for {len(self.parameters)} groups")
-        return {name: p for on, group in zip(mask, self.parameters, strict=True) if on for name, p in group.items()}
+            raise ValueError(f"a mask of {len(mask)} toggles for {len(self.parameters)}")
+        return {name: p for on, toggle in zip(mask, self.parameters, strict=True) if on for name, p in toggle.items()}
 
 
 class Method(Protocol):
-    """An adaptation method with its settings."""
+    """An adaptation method with its settings; implementations are subclasses."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Every setting that changes numbers, as JSON values; empty if there is none."""
+        ...
+
+    def toggles(self, groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:
+        """What a mask switches: the groups, unless a method has more than one thing to switch in each."""
+        return tuple(groups)
 
     def __call__(
         self,
@@ -62,17 +67,18 @@ class Method(Protocol):
 
         Args:
             denoiser: Changed in place by methods that add parameters.
-            groups: A partition of its modules.
+            groups: A partition of its modules; the attachment has an entry for each of their `toggles`.
             calibration: One pass over the training images, for methods that choose by gradients.
             seed: Of what a method draws.
 
         Raises:
             InputError: If the method finds nothing to train, or a setting does not fit the denoiser.
         """
+        ...
 
 
 @dataclass(frozen=True)
-class SubsetMethod:
+class SubsetMethod(Method):
     """A method that trains parameters that the denoiser already has.
 
     Subclasses are frozen dataclasses, whose fields are their settings.
@@ -109,13 +115,27 @@ def nothing_to_train(name: str, denoiser: nn.Module) -> InputError:
     return InputError(f"method={name} finds nothing to train in a {type(denoiser).__name__}", "choose another method")
 
 
-def attach_peft(denoiser: nn.Module, groups: Sequence[LayerGroup], config: PeftConfig, seed: int) -> Attachment:
-    """Attaches a tuner of peft, which replaces the targeted layers in place by wrappers around them."""
+def attach_peft(
+    denoiser: nn.Module, groups: Sequence[LayerGroup], configs: Mapping[str, PeftConfig], seed: int
+) -> Attachment:
+    """Attaches adapters of peft, by name, which replace the targeted layers in place by wrappers around them.
+
+    Several are all active, and each group has a toggle for each, in their order.
+    """
     if any(isinstance(module, BaseTunerLayer) for module in denoiser.modules()):
         raise ValueError("the denoiser has a method already")
+    first, *others = configs
     with adding(denoiser, seed) as before:
-        model = get_peft_model(denoiser, config)
-    return Attachment(added_parameters(denoiser, groups, before), model)
+        model = get_peft_model(denoiser, configs[first], adapter_name=first)
+        for name in others:
+            model.add_adapter(name, configs[name])
+        if others:
+            tuner = model.base_model
+            assert isinstance(tuner, BaseTuner)
+            tuner.set_adapter(list(configs))
+    added = added_parameters(denoiser, groups, before)
+    toggles = tuple({n: p for n, p in group.items() if name in n.split(".")} for group in added for name in configs)
+    return Attachment(toggles, model)
 
 
 @contextmanager

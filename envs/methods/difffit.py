@@ -14,7 +14,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from envs.groups import LayerGroup
-from envs.methods.base import Attachment, Calibration, attach_peft, nothing_to_train
+from envs.methods.base import Attachment, Calibration, Method, attach_peft, nothing_to_train
 from envs.methods.tuner import SUPPORTED, TunerConfig, TunerLayer, TunerModel, register_tuner
 
 
@@ -124,7 +124,7 @@ def _has_vector(layer: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class DiffFit:
+class DiffFit(Method):
     """DiffFit on a UNet. An embedding of classes, which DiffFit trains too, stays as it is: captions take its place."""
 
     name: ClassVar[str] = "difffit"
@@ -145,4 +145,4 @@ class DiffFit:
         """See `Method.__call__`."""
         if not any(isinstance(module, SUPPORTED) and _has_vector(module) for module in denoiser.modules()):
             raise nothing_to_train(self.name, denoiser)
-        return attach_peft(denoiser, groups, DiffFitConfig(), seed)
+        return attach_peft(denoiser, groups, {"default": DiffFitConfig()}, seed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from envs.groups import LayerGroup
-from envs.methods.base import Attachment, Calibration, added_parameters, adding
+from envs.methods.base import Attachment, Calibration, Method, added_parameters, adding
 from rewards.errors import InputError
 
 
@@ -36,7 +36,7 @@ class SparseDifference(nn.Module):
 
 
 @dataclass(frozen=True)
-class Importance:
+class Importance(Method):
     """Element-wise tuning: of each group, the entries whose rank(|w|) + rank(|w g|) is highest.
 
     |w| is what matters for any task, |w g| with the loss's gradient g what matters for this one. The paper combines two

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.groups import LayerGroup
-from envs.methods.base import Attachment, Calibration, attach_peft, nothing_to_train
+from envs.methods.base import Attachment, Calibration, Method, attach_peft, nothing_to_train
 from envs.methods.svd import Basis, decomposed
 from envs.methods.tuner import SUPPORTED, TunerConfig, TunerLayer, TunerModel, register_tuner
 
@@ -124,7 +124,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SVDiff:
+class SVDiff(Method):
     """Spectral shifts of every convolution, linear layer and norm."""
 
     name: ClassVar[str] = "svdiff"
@@ -145,4 +145,4 @@ class SVDiff:
         """See `Method.__call__`. Decompositions are kept on disk, see `envs.methods.svd`."""
         if not any(isinstance(module, SUPPORTED) for module in denoiser.modules()):
             raise nothing_to_train(self.name, denoiser)
-        return attach_peft(denoiser, groups, SVDiffConfig(), seed)
+        return attach_peft(denoiser, groups, {"default": SVDiffConfig()}, seed)

@@ -34,7 +34,7 @@ def denoiser() -> nn.Module:
         ("lora", {"rank": 2.5}, "method.options.rank=2.5"),
         ("lora", {"rank": "many"}, "method.options.rank=many"),
         ("dora", {"rank": True}, "method.options.rank=True"),
-        ("lora", {"rnk": 4}, "method=lora has no setting rnk — its settings are rank"),
+        ("lora", {"rnk": 4}, "method=lora has no setting rnk — its settings are rank, ranks"),
         ("full", {"rank": 4}, "method=full has no setting rank — it has none"),
         ("adapter", {"width": -1}, "method.options.width=-1"),
         ("importance", {"share": 0}, "method.options.share=0"),
