@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.probing import invented_probes, probed
 from agents.settings import BackboneSettings, DataSettings, EnvSettings, TrainSettings
 from envs.backbones import EMBEDDED
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
@@ -21,8 +22,8 @@ from envs.evaluators.base import Evaluator
 from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
-from envs.features import TASK_FEATURES, task_vector
-from envs.groups import GROUP_FEATURES, LayerGroup, feature_matrix, find_groups
+from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector
+from envs.groups import LayerGroup, find_groups
 from envs.methods import Method, find_method
 from envs.task import SelectionTask
 from rewards.errors import InputError
@@ -78,10 +79,23 @@ def prepare(settings: TrainSettings) -> Workbench:
     dataset = prepare_images(env, settings.data)
     backbone, path = prepare_backbone(settings.backbone, env)
     groups = find_groups(backbone.denoiser, settings.groups.name)
-    # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
-    method(backbone.denoiser, groups, calibration=lambda: ())
+    toggles = method.toggles(groups)
     devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
     threads = settings.evaluator.threads
+    # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
+    attachment = method(backbone.denoiser, groups, calibration=lambda: ())
+    total = sum(group.parameters for group in groups)
+    trainable = [sum(parameter.numel() for parameter in toggle.values()) for toggle in attachment.parameters]
+    group_probes, task_probes = probed(
+        # Without the method's modules, and where gradients are cheap.
+        load_latent_backbone(path, name=settings.backbone.name, device=torch.device(devices[0])),
+        dataset,
+        toggles,
+        draws=settings.inner.loss_draws,
+        threads=threads,
+        seed=settings.seed,
+    )
+    torch.cuda.empty_cache()  # workers need the memory
     search = SelectionTask(
         env=env.name,
         split_sha256=dataset.split_sha256,
@@ -89,7 +103,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         backbone_sha256=backbone.sha256,
         method=settings.method.name,
         scheme=settings.groups.name,
-        groups=tuple(group.name for group in groups),
+        groups=tuple(toggle.name for toggle in toggles),
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
@@ -108,9 +122,9 @@ def prepare(settings: TrainSettings) -> Workbench:
     return Workbench(
         search=search,
         final=_final(search, settings),
-        group_features=feature_matrix(groups),
+        group_features=feature_matrix(toggles, group_probes, trainable, total),
         group_feature_names=GROUP_FEATURES,
-        task_features=task_vector(len(dataset.train), settings.inner),
+        task_features=task_vector(len(dataset.train), settings.inner, task_probes, sum(trainable) / total),
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),
         data=described(dataset),
@@ -204,6 +218,7 @@ def _synthetic(settings: TrainSettings, method: Method) -> Workbench:
         LayerGroup(name, (), kind, i / (len(blocks) - 1), 0.5**level, 32 * 2**level, parameters)
         for i, (name, (kind, level), parameters) in enumerate(zip(names, blocks, evaluator.parameters, strict=True))
     ]
+    group_probes, task_probes = invented_probes(evaluator.parameters, settings.seed)
     search = SelectionTask(
         env="synthetic",
         split_sha256="",
@@ -220,9 +235,9 @@ def _synthetic(settings: TrainSettings, method: Method) -> Workbench:
     return Workbench(
         search=search,
         final=dataclasses.replace(_final(search, settings), metrics=search.metrics),
-        group_features=feature_matrix(groups),
+        group_features=feature_matrix(groups, group_probes, evaluator.parameters, sum(evaluator.parameters)),
         group_feature_names=GROUP_FEATURES,
-        task_features=task_vector(settings.env.train, settings.inner),
+        task_features=task_vector(settings.env.train, settings.inner, task_probes, 1.0),
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),
         data={

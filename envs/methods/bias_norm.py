@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from envs.groups import NORMS
 from envs.methods.base import SubsetMethod
-
-_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -21,4 +20,4 @@ class BiasNorm(SubsetMethod):
     def learns(self, denoiser: nn.Module, name: str) -> bool:
         """Whether it is a bias or belongs to a norm."""
         owner, _, leaf = name.rpartition(".")
-        return leaf == "bias" or isinstance(denoiser.get_submodule(owner), _NORMS)
+        return leaf == "bias" or isinstance(denoiser.get_submodule(owner), NORMS)

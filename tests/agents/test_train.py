@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.export import load_policy
 from envs.evaluators.base import Evaluation
 from envs.evaluators.synthetic import SyntheticEvaluator
-from envs.groups import GROUP_FEATURES
+from envs.features import GROUP_FEATURES
 from envs.task import Schedule
 from rewards.objective import Objective, hypervolume
 from tests.agents.command import (
@@ -319,7 +319,14 @@ def test_several_runs_in_one_command_leave_nothing_elsewhere(tmp_path: Path) -> 
 
 def test_help_and_configuration_are_shown_and_nothing_is_written(tmp_path: Path) -> None:
     help_text = train("--help", folder=tmp_path).out
-    for group in ("env: chest_xray, ", "method: ", "evaluator: ", "reward: ", "groups: blocks", "backbone: "):
+    for group in (
+        "env: chest_xray, ",
+        "method: ",
+        "evaluator: ",
+        "reward: ",
+        "groups: block_kinds, blocks",
+        "backbone: ",
+    ):
         assert group in help_text
     shown = OmegaConf.create(train("--cfg", "job", "seed=7", "env=isic", folder=tmp_path).out)
     assert shown.seed == 7

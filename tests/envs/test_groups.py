@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -11,7 +10,8 @@ from torch import nn
 
 from envs.backbones.latent import LatentBackbone
 from envs.backbones.pretrain.denoiser import build_denoiser
-from envs.groups import GROUP_FEATURES, KINDS, SCHEMES, LayerGroup, feature_matrix, find_groups
+from envs.groups import KINDS, NORMS, SCHEMES, LayerGroup, find_groups
+from envs.task import parse_mask
 from rewards.errors import InputError
 
 SMALL: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16, 16), "norm_num_groups": 4}
@@ -53,10 +53,11 @@ def on_meta(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_blocks_are_a_partition(name: str) -> None:
+@pytest.mark.parametrize("scheme", ["blocks", "block_kinds"])
+def test_groups_are_a_partition(name: str, scheme: str) -> None:
     denoiser = on_meta(name)
-    groups = find_groups(denoiser, "blocks")
-    assert len(groups) == UNETS[name][1]
+    groups = find_groups(denoiser, scheme)
+    assert scheme != "blocks" or len(groups) == UNETS[name][1]
     assert len({group.name for group in groups}) == len(groups)
     covered = [entry for group in groups for entry in group.parameters_in(denoiser)]
     assert sorted(n for n, _ in covered) == sorted(n for n, _ in denoiser.named_parameters())
@@ -71,7 +72,7 @@ def test_stable_diffusion_has_the_published_number_of_parameters() -> None:
 
 def test_groups_of_the_embedded_backbone() -> None:
     groups = find_groups(on_meta("embedded"), "blocks")
-    assert [(g.name, g.kind, g.resolution, g.channels) for g in groups] == [
+    assert [(g.name, g.part, g.resolution, g.channels) for g in groups] == [
         ("input", "input", 1.0, 32),
         ("down_blocks.0", "down", 1.0, 32),
         ("down_blocks.1", "down", 0.5, 64),
@@ -110,29 +111,79 @@ def test_order_and_resolution_are_those_of_a_forward_pass(backbone: LatentBackbo
     assert met == sorted(met)
     assert set(met) == set(range(len(groups)))
     size = backbone.latent_shape[-1]
-    assert heights == {i: {int(g.resolution * size)} for i, g in enumerate(groups) if g.kind != "input"}
+    assert heights == {i: {int(g.resolution * size)} for i, g in enumerate(groups) if g.part != "input"}
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_features_of_groups(name: str) -> None:
-    groups = find_groups(on_meta(name), "blocks")
-    matrix = feature_matrix(groups)
-    assert matrix.shape == (len(groups), len(GROUP_FEATURES))
-    assert matrix.dtype == np.float32
-    assert matrix.min() >= 0
-    assert matrix.max() <= 1
-    column = dict(zip(GROUP_FEATURES, matrix.T, strict=True))
-    assert column["share"].sum() == pytest.approx(1)
-    for kind in KINDS:
-        assert column[f"kind_{kind}"].tolist() == [group.kind == kind for group in groups]
-    channels = 10 ** (4 * column["log_channels"].astype(float))
-    np.testing.assert_allclose(channels, [g.channels for g in groups], rtol=1e-4)
-    parameters = 10 ** (9 * column["log_parameters"].astype(float))
-    np.testing.assert_allclose(parameters, [g.parameters for g in groups], rtol=1e-4)
+def test_kinds_are_shares_of_the_parameters(name: str) -> None:
+    denoiser = on_meta(name)
+    for scheme in ("blocks", "block_kinds"):
+        groups = find_groups(denoiser, scheme)
+        for group in groups:
+            assert sum(group.kinds) == pytest.approx(1)
+            if scheme == "block_kinds" and group.part != "input":
+                kind = KINDS[group.kinds.index(1)]
+                assert group.name.endswith(" " + kind.replace("_", "-"))
+        norms = sum(group.parameters * group.kinds[KINDS.index("norm")] for group in groups)
+        assert norms == pytest.approx(
+            sum(p.numel() for m in denoiser.modules() if isinstance(m, NORMS) for p in m.parameters())
+        )
+
+
+def test_kinds_of_the_embedded_backbone() -> None:
+    groups = find_groups(on_meta("embedded"), "block_kinds")
+    every = ["attention", "feed-forward", "resnet", "norm"]
+    blocks = {
+        "down_blocks.0": ["resnet", "norm"],
+        "down_blocks.1": every,
+        "down_blocks.2": every,
+        "mid_block": every,
+        "up_blocks.0": every,
+        "up_blocks.1": every,
+        "up_blocks.2": ["resnet", "norm"],
+    }
+    names = [f"{block} {kind}" for block, kinds in blocks.items() for kind in kinds]
+    assert [group.name for group in groups] == ["input", *names]
+    blocks_by_name = {group.name: group for group in find_groups(on_meta("embedded"), "blocks")}
+    for group in groups:
+        block = blocks_by_name[group.name.partition(" ")[0]]
+        assert (group.part, group.depth, group.resolution, group.channels) == (
+            block.part,
+            block.depth,
+            block.resolution,
+            block.channels,
+        )
+
+
+def test_where_layers_go_in_an_unconditional_unet() -> None:
+    denoiser = on_meta("unconditional")
+    groups = find_groups(denoiser, "block_kinds")
+    owner = {name: group.name for group in groups for name, _ in group.parameters_in(denoiser)}
+    assert owner["down_blocks.0.downsamplers.0.conv.weight"] == "down_blocks.0 resnet"
+    assert owner["down_blocks.0.resnets.0.time_emb_proj.weight"] == "down_blocks.0 resnet"
+    assert owner["down_blocks.0.resnets.0.norm1.weight"] == "down_blocks.0 norm"
+    assert owner["down_blocks.1.attentions.0.to_q.weight"] == "down_blocks.1 attention"
+    assert owner["down_blocks.1.attentions.0.group_norm.weight"] == "down_blocks.1 norm"
+    assert owner["conv_norm_out.weight"] == "up_blocks.2 norm"
+    assert owner["conv_out.weight"] == "up_blocks.2 resnet"
+    assert owner["time_embedding.linear_1.weight"] == owner["conv_in.bias"] == "input"
+    assert not any(name.endswith("feed-forward") for name in owner.values())
+
+
+def test_modules_inside_an_excluded_one_can_belong_to_the_group_again() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))))
+    group = LayerGroup("some", ("0", "0.1.1"), "down", 0, 1, 1, 4, excluded=("0.1",))
+    assert [name for name, _ in group.parameters_in(model)] == ["0.0.weight", "0.0.bias", "0.1.1.weight", "0.1.1.bias"]
+
+
+def test_toggles_of_kinds_go_by_name() -> None:
+    names = [group.name for group in find_groups(on_meta("embedded"), "block_kinds")]
+    mask = parse_mask("down_blocks.1 attention, mid_block norm", names)
+    assert [name for name, on in zip(names, mask, strict=True) if on] == ["down_blocks.1 attention", "mid_block norm"]
 
 
 def test_unknown_scheme_and_no_unet() -> None:
-    with pytest.raises(InputError, match="groups=layers is no group scheme — choose among blocks"):
+    with pytest.raises(InputError, match="groups=layers is no group scheme — choose among block_kinds, blocks"):
         find_groups(on_meta("embedded"), "layers")
     with pytest.raises(InputError, match="a Linear has no UNet blocks"):
         find_groups(nn.Linear(1, 1), "blocks")
@@ -140,7 +191,7 @@ def test_unknown_scheme_and_no_unet() -> None:
 
 def test_a_scheme_that_leaves_parameters_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_mid(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
-        return tuple(group for group in blocks(denoiser) if group.kind != "mid")
+        return tuple(group for group in blocks(denoiser) if group.part != "mid")
 
     blocks = SCHEMES["blocks"]
     monkeypatch.setitem(SCHEMES, "broken", without_mid)

@@ -35,8 +35,10 @@ def data(backbone: LatentBackbone) -> TrainingSet:
     return TrainingSet(latents, states, backbone.encode_captions([""]))
 
 
-def attach(backbone: LatentBackbone, data: TrainingSet, method: str, seed: int = 0) -> Attachment:
-    groups = find_groups(backbone.denoiser, "blocks")
+def attach(
+    backbone: LatentBackbone, data: TrainingSet, method: str, seed: int = 0, scheme: str = "blocks"
+) -> Attachment:
+    groups = find_groups(backbone.denoiser, scheme)
     return find_method(method)(
         backbone.denoiser, groups, calibration=lambda: one_pass(backbone, data, 4, seed), seed=seed
     )
@@ -102,6 +104,26 @@ def test_exactly_the_masked_parameters_move_and_come_back(
         assert torch.equal(output(backbone, data), at_first) == (not selected)
         restore(before, backbone.denoiser)
         assert torch.equal(output(backbone, data), at_first), "a restored denoiser gives what it gave"
+
+
+@every_method
+def test_kinds_of_layers_move_apart(
+    backbone: LatentBackbone, loaded_backbone: LatentBackbone, data: TrainingSet, method: str
+) -> None:
+    names = [group.name for group in find_groups(backbone.denoiser, "block_kinds")]
+    attachment = attach(backbone, data, method, scheme="block_kinds")
+    before = state(backbone.denoiser)
+    for kind in ("input", "attention", "feed-forward", "resnet", "norm"):
+        mask = tuple(name.endswith(kind) for name in names)
+        assert 1 <= sum(mask) < len(mask)
+        selected = attachment.selected(mask)
+        assert train(backbone, attachment, mask, data) == (BUDGET.steps if selected else 0)
+        assert moved(before, backbone.denoiser) == selected.keys()
+        restore(before, backbone.denoiser)
+    if method != "importance":  # which chooses within each group
+        kinds = attachment.selected((True,) * len(names))
+        backbone.denoiser = copy.deepcopy(loaded_backbone.denoiser)
+        assert kinds.keys() == attach(backbone, data, method).selected(ON).keys()
 
 
 @every_method

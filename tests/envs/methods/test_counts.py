@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -20,7 +22,7 @@ def stable_diffusion() -> nn.Module:
     return unet.requires_grad_(False)
 
 
-@pytest.mark.parametrize("scheme", ["blocks", "transformers", "memcontrol13"])
+@pytest.mark.parametrize("scheme", ["blocks", "block_kinds", "transformers", "memcontrol13"])
 @pytest.mark.parametrize(
     ("method", "settings", "expected"),
     [
@@ -46,10 +48,38 @@ def test_toggles_of_transformers(stable_diffusion: nn.Module, scheme: str, toggl
     groups = find_groups(stable_diffusion, scheme)
     assert len(groups) == toggles
     assert groups[0].name == "rest"
-    kinds = [group.kind for group in groups[1:]]
-    assert kinds == sorted(kinds, key=("down", "mid", "up").index)
+    parts = [group.part for group in groups[1:]]
+    assert parts == sorted(parts, key=("down", "mid", "up").index)
     modules = [name for group in groups for name in group.modules]
     assert len(set(modules)) == len(modules)
+
+
+def test_kinds_of_layers(stable_diffusion: nn.Module) -> None:
+    groups = find_groups(stable_diffusion, "block_kinds")
+    assert len(groups) == 33
+    counts = Counter[str]()
+    for group in groups:
+        counts[group.name.rpartition(" ")[2]] += group.parameters
+    # Told by their names in Stable Diffusion, independently of classes.
+    expected = Counter[str]()
+    for name, parameter in stable_diffusion.named_parameters():
+        if any(name.startswith(stem) for stem in ("conv_in", "time_embedding")):
+            kind = "input"
+        elif "norm" in name.split(".")[-2]:
+            kind = "norm"
+        elif ".ff." in name:
+            kind = "feed-forward"
+        else:
+            kind = "attention" if ".attentions." in name else "resnet"
+        expected[kind] += parameter.numel()
+    assert counts == expected
+    assert dict(counts) == {
+        "input": 2_062_400,
+        "attention": 118_342_400,
+        "feed-forward": 148_797_120,
+        "resnet": 590_118_724,
+        "norm": 200_320,
+    }
 
 
 def test_the_gated_part_of_the_published_spectral_shifts(stable_diffusion: nn.Module) -> None:
