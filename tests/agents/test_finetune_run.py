@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.export import load_policy
 from envs.datasets import NEAR_DUPLICATE_RADIUS, SplitDataset, prepare_dataset
+from envs.features import GROUP_FEATURES
 from rewards.suite import METRICS
 from tests.agents.command import Command, answers, read_json, run_folders, train
 
@@ -79,7 +80,7 @@ def test_the_result_tells_what_was_measured(run: Path, dataset: SplitDataset) ->
     assert [line["steps"] for line in lines[:2]] == [0, 40]
     assert lines[1]["trainable_parameters"] == lines[1]["total_parameters"]
     assert 0 < result["selected"]["trainable_share"] < 1
-    assert len(load_policy(run).group_features) == 9
+    assert load_policy(run).group_features == GROUP_FEATURES
 
 
 def test_images_are_shown_only_when_asked_for(run: Path, workplace: Path, dataset: SplitDataset) -> None:
