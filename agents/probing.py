@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet, SplitDataset
 from envs.finetune import TrainingSet
 from envs.group_probes import GroupProbes, Probe, probe_groups
@@ -20,7 +20,7 @@ _IMAGES = 32
 
 
 def probed(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     dataset: SplitDataset,
     toggles: Sequence[LayerGroup],
     *,

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
+from envs.backbones.execution import Execution, Precision
 from envs.task import InnerBudget
 from rewards.errors import InputError
 from rewards.objective import Scalarization
@@ -52,17 +53,30 @@ class EnvSettings:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """A pipeline folder; None for the one that ships.
+    """A diffusion model, and how it computes.
 
     Attributes:
         name: For people.
-        path: Of the folder.
-        precision: Of the denoiser's forward pass; what learns is float32 in any.
+        path: A pipeline's folder or Hub id; None for the one that ships.
+        local_files_only: False lets a Hub id be downloaded.
+        revision: Branch, tag or commit of a Hub id; None for its main branch.
+        precision: Of the denoiser's forward and backward pass; see `Execution`, as for the next two.
+        gradient_checkpointing: Slower, with less memory.
+        compile: Trains through ``torch.compile``.
     """
 
     name: str
     path: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    local_files_only: bool = True
+    revision: str | None = None
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+    @property
+    def execution(self) -> Execution:
+        """How it computes."""
+        return Execution(self.precision, self.gradient_checkpointing, self.compile)
 
 
 @dataclass(frozen=True)

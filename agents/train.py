@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,8 @@ from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.store import EvaluationStore
 
+_log = logging.getLogger(__name__)
+
 
 @entry_point("train")
 def main(config: DictConfig) -> None:
@@ -41,7 +44,9 @@ def main(config: DictConfig) -> None:
             task = f"{bench.search.env}-{bench.search.method}-{bench.search.id[:8]}"
             folder = RunFolder.create(settings.run_dir, "train", task, config, overrides)
         with folder, _interruption_explained(folder):
-            print(f"run {folder.path}", flush=True)
+            print(f"run {folder.path}", *bench.memory, sep="\n", flush=True)
+            for line in bench.memory:
+                _log.info(line)
             summary = train(settings, bench, store, folder)
     selected, axes = summary["selected"], summary["axes"]
     print(

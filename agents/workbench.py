@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.memory import memory_lines
 from agents.probing import invented_probes, probed
 from agents.settings import BackboneSettings, DataSettings, EnvSettings, TrainSettings
 from envs.backbones import EMBEDDED
-from envs.backbones.latent import LatentBackbone, load_latent_backbone
+from envs.backbones.base import Backbone, check_guidance
+from envs.backbones.load import find_pipeline, load_backbone
 from envs.datasets import NEAR_DUPLICATE_RADIUS, prepare_dataset
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluator
@@ -47,6 +49,7 @@ class Workbench:
         dataset: The images; None for the synthetic evaluator.
         make_factory: Builds, for a task, what works inside a worker; None for the synthetic evaluator.
         make_evaluator: Builds the evaluator of a task; the caller closes it.
+        memory: What an evaluation needs of its device, for people; nothing for the backbone that ships.
     """
 
     search: SelectionTask
@@ -60,6 +63,7 @@ class Workbench:
     dataset: SplitDataset | None
     make_factory: Callable[[SelectionTask], FineTuneFactory] | None
     make_evaluator: Callable[[SelectionTask], Evaluator]
+    memory: tuple[str, ...] = ()
 
 
 def prepare(settings: TrainSettings) -> Workbench:
@@ -78,6 +82,8 @@ def prepare(settings: TrainSettings) -> Workbench:
     env = settings.env
     dataset = prepare_images(env, settings.data)
     backbone, path = prepare_backbone(settings.backbone, env)
+    check_guidance(backbone, settings.inner.guidance_scale, "inner.guidance_scale")
+    check_captions(backbone, dataset, env)
     groups = find_groups(backbone.denoiser, settings.groups.name)
     toggles = method.toggles(groups)
     devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",)
@@ -88,7 +94,7 @@ def prepare(settings: TrainSettings) -> Workbench:
     trainable = [sum(parameter.numel() for parameter in toggle.values()) for toggle in attachment.parameters]
     group_probes, task_probes = probed(
         # Without the method's modules, and where gradients are cheap.
-        load_latent_backbone(path, name=settings.backbone.name, device=torch.device(devices[0])),
+        prepare_backbone(settings.backbone, env, torch.device(devices[0]))[0],
         dataset,
         toggles,
         draws=settings.inner.loss_draws,
@@ -107,11 +113,21 @@ def prepare(settings: TrainSettings) -> Workbench:
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
-        options={"device": torch.device(devices[0]).type, "threads": threads, **method_options(method)},
+        options={
+            "device": torch.device(devices[0]).type,
+            "threads": threads,
+            **method_options(method),
+            **backbone_options(settings.backbone),
+        },
     )
     workers = settings.evaluator.workers
     if workers is None:
         workers = len(devices) if devices[0] != "cpu" else cores()
+    memory: tuple[str, ...] = ()
+    if settings.backbone.path:
+        # The denoiser holds the method now: workers load another.
+        learning = attachment.selected((True,) * len(toggles))
+        memory = memory_lines(settings, backbone, learning, torch.device(devices[0]), -(-workers // len(devices)))
 
     def make_factory(task: SelectionTask) -> FineTuneFactory:
         return FineTuneFactory(task, dataset, path, devices, threads)
@@ -131,6 +147,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         dataset=dataset,
         make_factory=make_factory,
         make_evaluator=make_evaluator,
+        memory=memory,
     )
 
 
@@ -168,20 +185,32 @@ def described(dataset: SplitDataset) -> dict[str, Any]:
 
 def prepare_backbone(
     settings: BackboneSettings, env: EnvSettings, device: torch.device = _CPU
-) -> tuple[LatentBackbone, Path]:
+) -> tuple[Backbone, Path]:
     """The backbone, on the CPU if it is to be looked at only, and where workers find it.
 
     Raises:
-        InputError: If it does not load, or makes images of another size than the data set's.
+        InputError: If it is not found or does not load, or makes images of another size than the data set's.
     """
-    path = Path(settings.path) if settings.path else EMBEDDED
-    backbone = load_latent_backbone(path, name=settings.name, device=device)
+    path = EMBEDDED
+    if settings.path:
+        path = find_pipeline(settings.path, local_files_only=settings.local_files_only, revision=settings.revision)
+    backbone = load_backbone(path, name=settings.name, device=device, execution=settings.execution)
     if backbone.image_size != env.size:
         raise InputError(
             f"env.size={env.size} but the backbone makes {backbone.image_size} px images",
             f"set env.size={backbone.image_size}",
         )
     return backbone, path
+
+
+def check_captions(backbone: Backbone, dataset: SplitDataset, env: EnvSettings) -> None:
+    """Raises InputError if a backbone learns from captions and no training image has one, unless that was said."""
+    if backbone.conditional and not any(dataset.train.captions) and "caption" not in env.options:
+        raise InputError(
+            f"env={env.name} has no captions, and backbone={backbone.name} learns from them",
+            "name them in the column text of the data's table, or give one for all with +env.options.caption=<text>, "
+            "where '' trains without",
+        )
 
 
 def _objective(settings: TrainSettings) -> Objective:
@@ -203,6 +232,12 @@ def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
 def method_options(method: Method) -> dict[str, Any]:
     """Of a method, for a task's options; nothing without settings: the ids of such tasks are older than settings."""
     return {"method": dict(method.settings)} if method.settings else {}
+
+
+def backbone_options(settings: BackboneSettings) -> dict[str, Any]:
+    """For a task's options; by default nothing, as for methods."""
+    options = settings.execution.options
+    return {"backbone": options} if options else {}
 
 
 def _synthetic(settings: TrainSettings, method: Method) -> Workbench:

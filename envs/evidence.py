@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet
 from envs.probes import invert_images, noise_magnitudes
 from rewards.evidence import Inversions, NoiseMagnitudes
@@ -14,7 +14,7 @@ _GENERATIONS = 64
 
 
 def caption_magnitudes(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     train: ImageSet,
     heldout: ImageSet,
     *,
@@ -44,7 +44,7 @@ def caption_magnitudes(
 
 
 def inverted(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     train: ImageSet,
     heldout: ImageSet,
     similarity: Similarity,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet
 from envs.methods import Attachment
 from envs.seeding import torch_generator
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     t: Tensor
 
 
-def encode(backbone: LatentBackbone, images: ImageSet) -> TrainingSet:
+def encode(backbone: Backbone, images: ImageSet) -> TrainingSet:
     """Images and their captions as the denoiser sees them."""
     states = backbone.encode_captions(images.captions)
     return TrainingSet(backbone.encode_images(images.images), states, backbone.encode_captions([""]))
@@ -75,28 +75,28 @@ def draw_batch(
     return Batch(latents, states, noise, t)
 
 
-def training_loss(backbone: LatentBackbone, batch: Batch) -> Tensor:
+def training_loss(backbone: Backbone, batch: Batch) -> Tensor:
     """The mean squared error of what the denoiser predicts (Ho et al., arXiv 2006.11239, eq. 14)."""
     noisy, target = backbone.noised(batch.latents, batch.noise, batch.t)
     return F.mse_loss(backbone.predict(noisy, batch.t, batch.states), target)
 
 
 def finetune(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     attachment: Attachment,
     schedule: Schedule,
     data: TrainingSet,
     budget: InnerBudget,
     seed: int,
 ) -> int:
-    """Trains in place and returns the number of optimizer steps taken.
+    """Trains in place and returns the number of optimizer steps taken; in fp16 the first few may overflow and be none.
 
     Batches, noise and timesteps depend on ``seed`` alone, never on the masks (common random numbers). Each phase of the
     schedule gets an equal share of the steps and an AdamW of its own; a phase with nothing on takes no steps. Every
     parameter is frozen again on return, also after an error.
 
     Raises:
-        DivergedError: If the loss is not finite.
+        DivergedError: If the loss is not finite, or in fp16 no step's gradients were.
     """
     steps = 0
     draws = _draws(data, budget, backbone.timesteps, seed)
@@ -114,7 +114,7 @@ def finetune(
     return steps
 
 
-def one_pass(backbone: LatentBackbone, data: TrainingSet, batch_size: int, seed: int) -> Iterator[Tensor]:
+def one_pass(backbone: Backbone, data: TrainingSet, batch_size: int, seed: int) -> Iterator[Tensor]:
     """The training losses of one pass over the images in order, each the mean over a batch times the batch's share.
 
     So their sum is the mean over all images, and so is that of their gradients.
@@ -129,7 +129,7 @@ def one_pass(backbone: LatentBackbone, data: TrainingSet, batch_size: int, seed:
 
 
 def _train_phase(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     parameters: list[nn.Parameter],
     draws: Iterator[Batch],
     start: int,
@@ -141,17 +141,26 @@ def _train_phase(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
-    for step in range(start, stop):
-        batch = next(draws)
-        optimizer.param_groups[0]["lr"] = budget.learning_rate_at(step)
-        loss = training_loss(backbone, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        # Asking for the loss waits for the device, so not every step asks.
-        if (step % _CHECK_EVERY == 0 or step == stop - 1) and not torch.isfinite(loss):
-            raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
-    return stop - start
+    # Small gradients are zero in fp16 unless the loss is scaled up; the scaler leaves out steps that overflow then.
+    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.execution.precision == "fp16")
+    taken = 0
+    with backbone.compiled():
+        for step in range(start, stop):
+            batch = next(draws)
+            optimizer.param_groups[0]["lr"] = budget.learning_rate_at(step)
+            loss = training_loss(backbone, batch)
+            scaler.scale(loss).backward()
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            taken += scaler.get_scale() >= scale
+            optimizer.zero_grad(set_to_none=True)
+            # Asking for the loss waits for the device, so not every step asks.
+            if (step % _CHECK_EVERY == 0 or step == stop - 1) and not torch.isfinite(loss):
+                raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
+    if not taken and stop > start:
+        raise DivergedError(f"the gradients of all {stop - start} steps overflow in fp16")
+    return taken
 
 
 def _draws(data: TrainingSet, budget: InnerBudget, timesteps: int, seed: int) -> Iterator[Batch]:

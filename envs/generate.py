@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone, rows_at_once
 from envs.seeding import torch_generator
 
 _CHUNK = 64
 
 
 def generate(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     states: Tensor,
     empty_state: Tensor,
     *,
@@ -34,7 +34,7 @@ def generate(
 
 @torch.inference_mode()
 def sample_latents(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     states: Tensor,
     empty_state: Tensor,
     *,
@@ -66,7 +66,7 @@ def sample_latents(
     return denoise(backbone.scheduler, noise, predict, steps=steps, generators=generators)
 
 
-def starting_noise(backbone: LatentBackbone, n: int, seed: int) -> tuple[Tensor, list[torch.Generator]]:
+def starting_noise(backbone: Backbone, n: int, seed: int) -> tuple[Tensor, list[torch.Generator]]:
     """Standard normal noise ``(n, c, h, w)``, and what each image's further noise comes from."""
     generators = [torch_generator(seed, "generate", i) for i in range(n)]
     noise = [torch.randn(backbone.latent_shape, generator=generator) for generator in generators]
@@ -74,7 +74,7 @@ def starting_noise(backbone: LatentBackbone, n: int, seed: int) -> tuple[Tensor,
 
 
 def both_predictions(
-    backbone: LatentBackbone, scaled: Tensor, t: Tensor, condition: Tensor, empty_state: Tensor
+    backbone: Backbone, scaled: Tensor, t: Tensor, condition: Tensor, empty_state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The denoiser's output without and with the condition, in one pass."""
     states = torch.cat([empty_state.expand_as(condition), condition])
@@ -99,9 +99,9 @@ def denoise(
         steps: Of the scheduler.
         generators: One a row, for schedulers that draw on the way.
     """
-    latents = []
-    for start in range(0, len(noise), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    latents, at_once = [], min(_CHUNK, rows_at_once(noise.shape[-1]))
+    for start in range(0, len(noise), at_once):
+        rows = slice(start, start + at_once)
         # A scheduler keeps a step counter and, some of them, past outputs: every chunk needs its own.
         own = copy.deepcopy(scheduler)
         own.set_timesteps(steps, device=noise.device)

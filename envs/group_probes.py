@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.finetune import TrainingSet
 from envs.groups import LayerGroup
 from envs.seeding import torch_generator
@@ -52,7 +52,7 @@ class GroupProbes:
 
 
 def probe_groups(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     groups: Sequence[LayerGroup],
     train: TrainingSet,
     heldout: TrainingSet,
@@ -120,7 +120,7 @@ def probe_groups(
     )
 
 
-def _gradients(backbone: LatentBackbone, data: TrainingSet, t: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
+def _gradients(backbone: Backbone, data: TrainingSet, t: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
     """Of each parameter the mean gradient, and the mean squared norm of one image's: float64 ``(parameters,)``."""
     parameters = list(backbone.denoiser.parameters())
     mean = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet
 from envs.evidence import caption_magnitudes, inverted
 from envs.finetune import DivergedError, TrainingSet, encode
@@ -45,7 +45,7 @@ class Judge:
 
     def __init__(
         self,
-        backbone: LatentBackbone,
+        backbone: Backbone,
         train: ImageSet,
         training_set: TrainingSet,
         judged: ImageSet,
@@ -86,11 +86,11 @@ class Judge:
         Raises:
             DivergedError: If the model's losses are not finite.
         """
-        needs = self.suite.needs
+        needs, conditional = self.suite.needs, self._backbone.conditional
         return Evidence(
             losses=self._changed_losses() if "losses" in needs else None,
-            prompts=self._prompts,
-            noise_magnitudes=self._noise_magnitudes() if "noise_magnitudes" in needs else None,
+            prompts=self._prompts if conditional else None,
+            noise_magnitudes=self._noise_magnitudes() if conditional and "noise_magnitudes" in needs else None,
             inversions=self._inversions() if "inversions" in needs else None,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone, rows_at_once
 from envs.seeding import torch_generator
 
 _CHUNK = 64
@@ -14,7 +14,7 @@ _RANGE = (0.05, 0.85)
 
 
 @torch.inference_mode()
-def denoising_losses(backbone: LatentBackbone, latents: Tensor, states: Tensor, *, draws: int, seed: int) -> Tensor:
+def denoising_losses(backbone: Backbone, latents: Tensor, states: Tensor, *, draws: int, seed: int) -> Tensor:
     """Mean loss of each image over ``draws`` fixed (t, noise) pairs: float32 ``(n,)`` on the CPU.
 
     The same pairs serve every image, every mask and the base model, so that what differs is the model alone.
@@ -30,12 +30,12 @@ def denoising_losses(backbone: LatentBackbone, latents: Tensor, states: Tensor, 
     # Midpoints of equal intervals: a grid of one lies in the middle, not at an end.
     grid = (low + (torch.arange(draws) + 0.5) * (high - low) / draws).long()
     noises = torch.randn((draws, *latents.shape[1:]), generator=torch_generator(seed, "losses")).to(latents.device)
-    total = torch.zeros(len(latents))
+    total, rows = torch.zeros(len(latents)), min(_CHUNK, rows_at_once(latents.shape[-1]))
     for t, noise in zip(grid.tolist(), noises, strict=True):
-        for start in range(0, len(latents), _CHUNK):
-            batch = latents[start : start + _CHUNK]
+        for start in range(0, len(latents), rows):
+            batch = latents[start : start + rows]
             steps = torch.full((len(batch),), t, dtype=torch.long, device=latents.device)
             noisy, target = backbone.noised(batch, noise.expand_as(batch), steps)
-            predicted = backbone.predict(noisy, steps, states[start : start + _CHUNK])
-            total[start : start + _CHUNK] += (predicted - target).square().mean((1, 2, 3)).cpu() / draws
+            predicted = backbone.predict(noisy, steps, states[start : start + rows])
+            total[start : start + rows] += (predicted - target).square().mean((1, 2, 3)).cpu() / draws
     return total

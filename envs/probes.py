@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from envs.backbones.base import Backbone
 from envs.backbones.latent import LatentBackbone
 from envs.generate import both_predictions, denoise, starting_noise
 from rewards.errors import InputError
@@ -30,17 +31,18 @@ _LEAST_SIGNAL = 0.01
 _CHUNK = 32
 
 
-class LatentDenoiser:
-    """A `LatentBackbone` as inversion sees it (`rewards.inversion.Denoiser`, `Prompted`).
+class BackboneDenoiser:
+    """A `Backbone` as inversion sees it (`rewards.inversion.Denoiser`).
 
-    Images are scaled latents, conditions are text states. Whatever the backbone's own sampler, this one is DDIM without
-    noise (Song et al., arXiv:2010.02502) on the backbone's noise schedule, so that a sample follows from its noise.
+    Images are latents, conditions are text states, None of an unconditional backbone. Whatever the backbone's own
+    sampler, this one is DDIM without noise (Song et al., arXiv:2010.02502) on the backbone's noise schedule, so that a
+    sample follows from its noise.
 
     Args:
         backbone: With the denoiser in the state to ask; see `frozen`.
     """
 
-    def __init__(self, backbone: LatentBackbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self._scheduler = DDIMScheduler.from_config(backbone.scheduler.config, clip_sample=False, thresholding=False)
         self._kind = str(self._scheduler.config.prediction_type)
@@ -53,8 +55,7 @@ class LatentDenoiser:
 
     def clean(self, noisy: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """See `Denoiser`."""
-        assert condition is not None
-        output = self.backbone.predict(noisy, t, condition)
+        output = self.backbone.predict(noisy, t, self._states(condition, len(noisy)))
         signal = self._signal[t].view(-1, 1, 1, 1)
         if self._kind == "epsilon":
             return (noisy - (1 - signal).sqrt() * output) / signal.sqrt()
@@ -65,8 +66,7 @@ class LatentDenoiser:
     @torch.no_grad()
     def sample(self, noise: Tensor, condition: Tensor | None, steps: int) -> Tensor:
         """See `Denoiser`."""
-        assert condition is not None
-        states = condition
+        states = self._states(condition, len(noise))
 
         def predict(scaled: Tensor, t: Tensor, rows: slice) -> Tensor:
             return self.backbone.predict(scaled, t, states[rows])
@@ -76,6 +76,22 @@ class LatentDenoiser:
     def decode(self, clean: Tensor) -> Tensor:
         """See `Denoiser`."""
         return _as_tensor(self.backbone.decode_latents(clean))
+
+    def _states(self, condition: Tensor | None, n: int) -> Tensor:
+        return self.backbone.encode_captions([""] * n) if condition is None else condition
+
+
+class LatentDenoiser(BackboneDenoiser):
+    """A `LatentBackbone` as inversion sees it: it takes soft prompts too (`rewards.inversion.Prompted`).
+
+    Args:
+        backbone: With the denoiser in the state to ask; see `frozen`.
+    """
+
+    backbone: LatentBackbone
+
+    def __init__(self, backbone: LatentBackbone) -> None:
+        super().__init__(backbone)
 
     @property
     def prompt_shape(self) -> tuple[int, int]:
@@ -116,7 +132,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 def reproduction_similarity(
-    backbone: LatentBackbone, train: NDArray[np.uint8], heldout: NDArray[np.uint8], rate: float = 0.01
+    backbone: Backbone, train: NDArray[np.uint8], heldout: NDArray[np.uint8], rate: float = 0.01
 ) -> Similarity:
     """`calibrated_similarity` of images as the backbone's autoencoder returns them.
 
@@ -131,7 +147,7 @@ def reproduction_similarity(
 
 
 def invert_images(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     images: NDArray[np.uint8],
     captions: Sequence[str],
     similarity: Similarity,
@@ -143,7 +159,7 @@ def invert_images(
     Args:
         backbone: With the denoiser in the state to ask.
         images: uint8 RGB ``(n, height, width, 3)``.
-        captions: One an image; empty ones ask the model without a caption.
+        captions: One an image; empty ones ask the model without a caption, as an unconditional one always is.
         similarity: When a sample counts as the image, see `reproduction_similarity`.
         settings: Of the search.
         progress: Called after every group of images.
@@ -156,20 +172,20 @@ def invert_images(
     _check_steps("inversion.sampling_steps", settings.sampling_steps, backbone)
     if not len(images):
         return []
-    with frozen(backbone.denoiser, backbone.text_encoder, backbone.autoencoder):
+    with frozen(*backbone.modules):
         return invert(
-            LatentDenoiser(backbone),
+            LatentDenoiser(backbone) if isinstance(backbone, LatentBackbone) else BackboneDenoiser(backbone),
             backbone.encode_images(np.ascontiguousarray(images)),
             similarity,
             settings,
-            backbone.encode_captions(captions),
+            backbone.encode_captions(captions) if backbone.conditional else None,
             progress,
         )
 
 
 @torch.inference_mode()
 def noise_magnitudes(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     captions: Sequence[str],
     *,
     steps: int,
@@ -224,19 +240,19 @@ def noise_magnitudes(
     return torch.cat(found)
 
 
-def _noise_per_output(backbone: LatentBackbone) -> Tensor:
+def _noise_per_output(backbone: Backbone) -> Tensor:
     """How much of the predicted noise changes with the denoiser's output, by timestep ``(T,)``.
 
     With x_t given, noise = sqrt(a) v + sqrt(1 - a) x_t = (x_t - sqrt(a) x_0) / sqrt(1 - a), where a is the signal.
     """
-    signal: Tensor = LatentDenoiser(backbone)._signal
+    signal: Tensor = BackboneDenoiser(backbone)._signal
     kind = backbone.scheduler.config.prediction_type
     if kind == "epsilon":
         return torch.ones_like(signal)
     return signal.sqrt() if kind == "v_prediction" else (signal / (1 - signal)).sqrt()
 
 
-def _check_steps(name: str, steps: int, backbone: LatentBackbone) -> None:
+def _check_steps(name: str, steps: int, backbone: Backbone) -> None:
     if not 1 <= steps <= backbone.timesteps:
         raise InputError(f"{name}={steps}", f"set it to 1 to {backbone.timesteps}, the backbone's timesteps")
 

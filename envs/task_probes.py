@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.finetune import TrainingSet
 from envs.losses import denoising_losses
 from rewards.features.pixels import PixelEmbedding
@@ -35,7 +35,7 @@ class TaskProbes:
 
 
 def probe_task(
-    backbone: LatentBackbone,
+    backbone: Backbone,
     train: TrainingSet,
     heldout: TrainingSet,
     train_images: NDArray[np.uint8],

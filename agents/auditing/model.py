@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from agents.auditing.images import RealImages
 from agents.auditing.settings import AuditSettings
 from envs.backbones import EMBEDDED
-from envs.backbones.latent import LatentBackbone, load_latent_backbone
+from envs.backbones.base import Backbone, check_guidance
+from envs.backbones.load import load_backbone
 from envs.datasets.base import ImageSet
 from envs.evidence import caption_magnitudes, inverted
 from envs.generate import generate
@@ -50,15 +51,15 @@ def is_pipeline(path: str) -> bool:
     return (Path(path) / "model_index.json").is_file()
 
 
-def load_pipeline(path: str) -> LatentBackbone:
+def load_pipeline(path: str) -> Backbone:
     """The pipeline on the first GPU, or the CPU; ``embedded`` is the one that ships.
 
     Raises:
-        InputError: See `load_latent_backbone`.
+        InputError: See `load_backbone`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
-    return load_latent_backbone(EMBEDDED if path == "embedded" else Path(path), name=path, device=device)
+    return load_backbone(EMBEDDED if path == "embedded" else Path(path), name=path, device=device)
 
 
 def named_images(settings: AuditSettings, real: RealImages) -> tuple[ImageSet, ImageSet]:
@@ -74,9 +75,7 @@ def named_images(settings: AuditSettings, real: RealImages) -> tuple[ImageSet, I
     return real.train.take(list(train)), real.heldout.take(range(min(len(train), len(real.heldout))))
 
 
-def ask(
-    settings: AuditSettings, model: LatentBackbone, real: RealImages, needs: frozenset[Need], show: Show
-) -> Answers:
+def ask(settings: AuditSettings, model: Backbone, real: RealImages, needs: frozenset[Need], show: Show) -> Answers:
     """Everything that the metrics need of the model.
 
     Args:
@@ -87,18 +86,20 @@ def ask(
         show: Told about progress.
 
     Raises:
-        InputError: If the pipeline before fine-tuning cannot be loaded, or is of another shape.
+        InputError: If the pipeline before fine-tuning cannot be loaded or is of another shape, or one without captions
+            is to be guided by them.
     """
     sampling, seed = settings.sampling, settings.seed
     if sampling.steps > model.timesteps:
         raise InputError(f"sampling.steps={sampling.steps}", f"the pipeline has {model.timesteps} at most")
+    check_guidance(model, sampling.guidance_scale, "sampling.guidance_scale")
     named = named_images(settings, real)
     prompts, note = prompts_of(real.train.captions, sampling.images, sampling.per_prompt)
-    notes = [note] if note else []
+    notes = [note] if note and model.conditional else []
     show("sampling", 0, 1)
     states, empty = model.encode_captions(prompts), model.encode_captions([""])
     images = generate(model, states, empty, steps=sampling.steps, guidance_scale=sampling.guidance_scale, seed=seed)
-    evidence = Evidence(prompts=prompts)
+    evidence = Evidence(prompts=prompts if model.conditional else None)
     if "losses" in needs:
         show("denoising losses", 0, 1)
         evidence = replace(evidence, losses=_losses(settings, model, real))
@@ -107,7 +108,7 @@ def ask(
                 "membership is judged by plain denoising losses: without base=<the pipeline before fine-tuning> images "
                 "that are easy for any model look like members"
             )
-    if "noise_magnitudes" in needs:
+    if "noise_magnitudes" in needs and model.conditional:
         show("noise magnitudes", 0, 1)
         magnitudes = caption_magnitudes(
             model,
@@ -144,8 +145,8 @@ def prompts_of(captions: Sequence[str], images: int, per_prompt: int) -> tuple[l
     return [chosen[i % len(chosen)] for i in range(images)], note
 
 
-def _losses(settings: AuditSettings, model: LatentBackbone, real: RealImages) -> DenoisingLosses:
-    def of(asked: LatentBackbone, images: ImageSet) -> torch.Tensor:
+def _losses(settings: AuditSettings, model: Backbone, real: RealImages) -> DenoisingLosses:
+    def of(asked: Backbone, images: ImageSet) -> torch.Tensor:
         latents, states = asked.encode_images(images.images), asked.encode_captions(images.captions)
         return denoising_losses(asked, latents, states, draws=settings.loss_draws, seed=settings.seed)
 

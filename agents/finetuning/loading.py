@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agents.finetuning.saving import ADAPTER_CARD, ADAPTER_SCHEMA, ADAPTER_WEIGHTS
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.groups import find_groups
 from envs.methods import find_method
 from rewards.errors import InputError
 
 
-def load_finetuned(run: str | Path, backbone: LatentBackbone) -> None:
+def load_finetuned(run: str | Path, backbone: Backbone) -> None:
     """Attaches the adapter of a fine-tune to a backbone's denoiser, in place.
 
     Runs of methods that have no adapter need none: their ``pipeline`` is a backbone of its own.

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.groups import LayerGroup
 from envs.methods import Attachment
 from envs.task import Schedule
@@ -77,7 +77,7 @@ def save_pipeline(base: str | Path, denoiser: nn.Module, folder: Path) -> None:
 def save_adapter(
     folder: Path,
     attachment: Attachment,
-    backbone: LatentBackbone,
+    backbone: Backbone,
     groups: Sequence[LayerGroup],
     schedule: Schedule,
     method: Mapping[str, Any],

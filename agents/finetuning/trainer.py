@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from agents.finetuning.settings import EMASettings, TrainingSettings
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.finetune import Batch, DivergedError, TrainingSet, draw_batch, training_loss
 from envs.methods import Attachment
 from envs.seeding import torch_generator
@@ -77,7 +77,7 @@ class Trainer:
 
     def __init__(
         self,
-        backbone: LatentBackbone,
+        backbone: Backbone,
         attachment: Attachment,
         schedule: Schedule,
         data: TrainingSet,

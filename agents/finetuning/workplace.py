@@ -14,7 +14,7 @@ from agents.finetuning.choice import Choice, choose
 from agents.finetuning.settings import FinetuneSettings
 from agents.finetuning.trainer import Trainer
 from agents.workbench import prepare_backbone, prepare_images
-from envs.backbones.latent import LatentBackbone
+from envs.backbones.base import Backbone
 from envs.datasets.base import SplitDataset
 from envs.finetune import encode, one_pass
 from envs.groups import LayerGroup, find_groups
@@ -48,7 +48,7 @@ class Workplace:
 
     task: SelectionTask
     dataset: SplitDataset
-    backbone: LatentBackbone
+    backbone: Backbone
     base: Path
     base_names: frozenset[str]
     total_parameters: int

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from envs.datasets.base import DatasetCard, ImageSet, Reject, SplitDataset
+from envs.datasets.options import text
 from envs.datasets.sources import load_dataset, read_source
 from envs.datasets.splits import SPLITS, check_disjoint, split
 from rewards.duplicates import NEAR_DUPLICATE_RADIUS, near_duplicates
@@ -50,18 +52,22 @@ def prepare_dataset(
         test: Images in the split.
         seed: Of the draw.
         radius: Of near-duplicates.
-        options: The source's own; ``use_split=True`` keeps to the splits that the source declares.
+        options: The source's own, and two that every source takes: ``use_split=True`` keeps to the splits that the
+            source declares, ``caption`` is what an image without a caption gets.
 
     Raises:
         InputError: See `load_dataset` and `split`.
     """
-    checked, card = read_source(name, root=root, size=size, options=options)
+    own = {key: value for key, value in options.items() if key != "caption"}
+    checked, card = read_source(name, root=root, size=size, options=own)
+    caption = text(options, "caption", "")
+    images = replace(checked.images, captions=tuple(given or caption for given in checked.images.captions))
     use_split = options.get("use_split", False)
     if not isinstance(use_split, bool):
         raise InputError(f"use_split={use_split!r}", "set it to true or false")
     return split(
         name,
-        checked.images,
+        images,
         card,
         train=train,
         heldout=heldout,

@@ -15,11 +15,18 @@ ERROR = "error"
 def describe(error: BaseException) -> str:
     """The one-line reason that an exception becomes, e.g. ``"out of memory: CUDA out of memory. Tried ..."``."""
     line = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in line:
+    if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {line or type(error).__name__}"
     if isinstance(error, FloatingPointError):
         return f"{DIVERGED}: {line}"
     return f"{ERROR}: {type(error).__name__}: {line}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for Python's and CUDA's own errors and for those of torch's allocator on the CPU, which have no class."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
 
 
 def worth_retrying(failure: str) -> bool:

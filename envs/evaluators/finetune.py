@@ -14,9 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.backbones.latent import LatentBackbone, load_latent_backbone
+from envs.backbones.base import Backbone, check_guidance
+from envs.backbones.execution import Execution
+from envs.backbones.load import load_backbone
+from envs.backbones.memory import peak_memory, smaller
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation
+from envs.evaluators.failure import is_out_of_memory
 from envs.finetune import encode, finetune, one_pass
 from envs.groups import find_groups
 from envs.judge import Judge
@@ -50,7 +54,8 @@ class FineTuneFactory:
         # Without it cuDNN picks its algorithms by timing them, and numbers differ from run to run.
         torch.backends.cudnn.deterministic = True
         device = torch.device(self.devices[worker % len(self.devices)])
-        backbone = load_latent_backbone(self.backbone_path, name=self.task.backbone, device=device)
+        execution = Execution(**self.task.options.get("backbone", {}))
+        backbone = load_backbone(self.backbone_path, name=self.task.backbone, device=device, execution=execution)
         return FineTuneEvaluator(self.task, self.dataset, backbone)
 
 
@@ -65,21 +70,23 @@ class FineTuneEvaluator:
         backbone: With its denoiser in its pretrained state.
 
     Raises:
-        InputError: If the task asks for more sampling steps than the backbone has timesteps, or names an unknown group
-            scheme, method or metric.
+        InputError: If the task asks for more sampling steps than the backbone has timesteps or for guidance that it
+            cannot give, or names an unknown group scheme, method or metric.
 
     Attributes:
         judge: What measures.
         seconds: Of the last evaluation's parts: ``finetune``, ``generate``, ``losses``, ``measure``.
     """
 
-    def __init__(self, task: SelectionTask, dataset: SplitDataset, backbone: LatentBackbone) -> None:
+    def __init__(self, task: SelectionTask, dataset: SplitDataset, backbone: Backbone) -> None:
         if task.inner.sampling_steps > backbone.timesteps:
             raise InputError(
                 f"inner.sampling_steps={task.inner.sampling_steps}", f"the backbone has {backbone.timesteps} at most"
             )
+        check_guidance(backbone, task.inner.guidance_scale, "inner.guidance_scale")
         self.task, self.backbone = task, backbone
         self.seconds: dict[str, float] = {}
+        self._part = ""
         groups = find_groups(backbone.denoiser, task.scheme)
         # Of the base model: a share means the same for methods that add parameters as for those that add none.
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
@@ -103,7 +110,8 @@ class FineTuneEvaluator:
 
         Raises:
             DivergedError: If a loss is not finite.
-            RuntimeError: From torch, for example out of memory. The backbone is restored in every case.
+            MemoryError: If memory runs out, with the peak and what would need less.
+            RuntimeError: From torch. The backbone is restored in every case.
         """
         started = time.perf_counter()
         selected: dict[str, nn.Parameter] = {}
@@ -112,6 +120,12 @@ class FineTuneEvaluator:
         try:
             steps, images = self._learn_and_generate(schedule)
             measurements = self._measure(images)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            peak = peak_memory(self.backbone.device) / 2**30
+            remedy = smaller(self.backbone.execution, self.task.inner.batch_size, training=self._part == "finetune")
+            raise MemoryError(f"at {peak:.1f} GiB in {self._part}: set {remedy}") from error
         finally:
             self._restore(selected)
         return Evaluation(
@@ -154,6 +168,6 @@ class FineTuneEvaluator:
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, self._part = time.perf_counter(), part
         yield
         self.seconds[part] = time.perf_counter() - started

@@ -20,7 +20,9 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from envs.backbones.latent import LatentBackbone, folder_sha256, guard_group_norms, load_latent_backbone
+from envs.backbones.folder import folder_sha256
+from envs.backbones.latent import LatentBackbone, load_latent_backbone
+from envs.backbones.norms import guard_group_norms
 from envs.backbones.pretrain.denoiser import build_scheduler
 from rewards.errors import InputError
 
@@ -194,7 +196,7 @@ for _part, _file in WEIGHTS.items():
     BROKEN |= {
         f"no {_part}": (_remove(_part), f"holds no {_part}/"),
         f"no configuration of {_part}": (_remove(f"{_part}/config.json"), f"holds no {_part}/config.json"),
-        f"only pickles of {_part}": (_pickle_only(_part), f"holds no {_part}/*.safetensors"),
+        f"only pickles of {_part}": (_pickle_only(_part), f"holds {_part} as a pickle only ("),
         f"{_part} cut short": (_write(f"{_part}/{_file}", "\x10"), "does not load: "),
         f"{_part} lacks a weight": (_drop_a_weight(_part), f"does not load: {_part} lacks the weights "),
     }
@@ -235,7 +237,7 @@ def test_every_norm_of_a_denoiser_is_guarded(backbone: LatentBackbone) -> None:
 SURVIVES = """
 import torch
 from diffusers import UNet2DModel
-from envs.backbones.latent import guard_group_norms
+from envs.backbones.norms import guard_group_norms
 from envs.groups import find_groups
 
 torch.manual_seed(0)
