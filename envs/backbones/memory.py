@@ -184,9 +184,9 @@ def _peak(
             model.enable_gradient_checkpointing()
         else:
             model.disable_gradient_checkpointing()
-        noisy, t = torch.empty(rows, *backbone.latent_shape), torch.zeros(rows, dtype=torch.long)
-        states = torch.empty(rows, *tokens)
         with torch.set_grad_enabled(bool(learning)), _Held() as held:
+            noisy, t = torch.empty(rows, *backbone.latent_shape), torch.zeros(rows, dtype=torch.long)
+            states = torch.empty(rows, *tokens)
             # Of what device does not matter for sizes, and autocast exists for the CPU everywhere.
             with execution.autocast(torch.device("cpu")):
                 output = backbone._output(model, noisy, t, states)
