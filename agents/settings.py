@@ -259,7 +259,7 @@ def read_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         return TypeAdapter(schema).validate_python(values, extra="forbid")
     except MissingMandatoryValue as error:
-        raise InputError(str(error).splitlines()[0], "give it on the command line as key=value") from error
+        raise InputError(f"{error.full_key} is not given", "give it on the command line as key=value") from error
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")

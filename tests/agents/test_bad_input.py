@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.agents.command import SMALL, run_folders, train
 
@@ -36,6 +38,9 @@ TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "+env.options.ide
         (["evaluator=finetune", "+env.options.identities=12"], "phantom"),
         (["evaluator=finetune", "+env.options.colour=red"], "colour"),
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone.path=nowhere"], "backbone.path=nowhere"),
+        (["evaluator=finetune", *TINY_PHANTOMS, "backbone=ddpm"], "backbone.path"),
+        (["evaluator=finetune", *TINY_PHANTOMS, "backbone=ddpm", "backbone.path=some/one"], "local_files_only=false"),
+        (["+backbone.precision=int8"], "backbone.precision='int8'"),
         (["resume=nowhere"], "resume="),
         (["--nope"], "unrecognized arguments: --nope"),
         (["seed=[1"], "'[1'"),
@@ -92,3 +97,16 @@ def refused_in_one_line(code: int, err: str, named: str) -> None:
     assert line.startswith("error: ")
     assert " — " in line
     assert named in line
+
+
+def test_captions_are_missed_before_anything_is_paid_for(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    sizes = ("env.train=4", "env.heldout=4", "env.test=4", "inner.warmup=0", "inner.steps=1")
+    arguments = ("evaluator=finetune", "env=imagefolder", f"data.root={tmp_path}", *sizes)
+    outcome = train(*SMALL, *arguments, folder=tmp_path)
+    refused_in_one_line(outcome.code, outcome.err, "+env.options.caption=<text>")
+    assert run_folders(tmp_path) == []
+    said = train(*SMALL, *arguments, "+env.options.caption=''", "inner.sampling_steps=2000", folder=tmp_path)
+    refused_in_one_line(said.code, said.err, "inner.sampling_steps=2000")

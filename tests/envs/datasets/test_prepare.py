@@ -102,3 +102,16 @@ def test_rejects_reach_the_result(folder: Path) -> None:
 def test_use_split_is_true_or_false(folder: Path) -> None:
     with pytest.raises(InputError, match="use_split='yes'"):
         prepare("imagefolder", folder, (2, 1, 1), 20, use_split="yes")
+
+
+def test_a_caption_for_images_that_have_none(folder: Path) -> None:
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("caption 3", ""))
+    given, filled, empty = (
+        prepare("imagefolder", folder, (3, 1, 1), 20, **said) for said in ({}, {"caption": "a scan"}, {"caption": ""})
+    )
+    assert "" in given.train.captions
+    assert filled.train.captions == tuple(caption or "a scan" for caption in given.train.captions)
+    assert filled.split_sha256 != given.split_sha256 == empty.split_sha256
+    with pytest.raises(InputError, match="caption=3"):
+        prepare("imagefolder", folder, (3, 1, 1), 20, caption=3)

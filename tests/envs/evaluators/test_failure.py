@@ -9,7 +9,8 @@ from envs.evaluators.failure import describe, is_final, worth_retrying
 def test_memory_errors_of_python_cuda_and_cpu_torch_are_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as on_cpu:
         torch.empty(10**15)
-    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu.value):
+    windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80000 bytes.")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu.value, windows):
         reason = describe(error)
         assert reason.startswith("out of memory: ")
         assert "\n" not in reason

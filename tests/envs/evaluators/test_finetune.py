@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from envs import judge
 from envs.backbones.latent import LatentBackbone
 from envs.datasets import SplitDataset, prepare_dataset
 from envs.evaluators.base import evaluate_many
+from envs.evaluators.failure import describe
 from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator
 from envs.finetune import DivergedError, TrainingSet, finetune
@@ -210,6 +212,29 @@ def test_the_base_is_restored_after_a_failure_anywhere(
 def test_a_nan_in_training_is_a_divergence(evaluator: FineTuneEvaluator, backbone: LatentBackbone) -> None:
     with left_as_it_was(backbone), nan_when_the_middle_learns(backbone), pytest.raises(DivergedError, match="step 1"):
         evaluator.evaluate(FULL)
+
+
+@pytest.mark.parametrize(
+    ("part", "remedy"), [("finetune", "inner.batch_size=2"), ("generate", "backbone.precision=bf16")]
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_is_told_with_the_peak_and_what_needs_less(
+    evaluator: FineTuneEvaluator,
+    backbone: LatentBackbone,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    remedy: str,
+    error: Exception,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(module, part, fail)
+    with left_as_it_was(backbone), pytest.raises(MemoryError) as caught:
+        evaluator.evaluate(FULL)
+    assert re.fullmatch(rf"out of memory: at \d+\.\d GiB in {part}: set {remedy}", describe(caught.value))
 
 
 def test_weights_that_the_last_step_ruined_are_a_divergence(
