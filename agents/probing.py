@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet, SplitDataset
+from envs.features import feature_matrix, task_vector
 from envs.finetune import TrainingSet
 from envs.group_probes import GroupProbes, Probe, probe_groups
 from envs.groups import LayerGroup
+from envs.methods import Attachment
 from envs.seeding import torch_generator
+from envs.task import InnerBudget
 from envs.task_probes import TaskProbes, probe_task
 
 _IMAGES = 32
@@ -61,6 +64,40 @@ def probed(
         )
     finally:
         torch.set_num_threads(before)
+
+
+def seen_by_policy(
+    backbone: Backbone,
+    dataset: SplitDataset,
+    toggles: Sequence[LayerGroup],
+    trainable: Sequence[int],
+    inner: InnerBudget,
+    *,
+    threads: int,
+    seed: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`feature_matrix` of the toggles and `task_vector`: everything that a policy knows before it chooses.
+
+    Args:
+        backbone: In its pretrained state, without a method.
+        dataset: The images; the test split is not looked at.
+        toggles: What a mask switches.
+        trainable: How many numbers the method may train in each.
+        inner: The inner budget.
+        threads: See `probed`.
+        seed: See `probed`.
+    """
+    total = sum(parameter.numel() for parameter in backbone.denoiser.parameters())
+    groups, task = probed(backbone, dataset, toggles, draws=inner.loss_draws, threads=threads, seed=seed)
+    return (
+        feature_matrix(toggles, groups, trainable, total),
+        task_vector(len(dataset.train), inner, task, sum(trainable) / total),
+    )
+
+
+def trainable_counts(attachment: Attachment) -> list[int]:
+    """How many numbers each toggle may train."""
+    return [sum(parameter.numel() for parameter in toggle.values()) for toggle in attachment.parameters]
 
 
 def invented_probes(parameters: Sequence[int], seed: int) -> tuple[GroupProbes, TaskProbes]:

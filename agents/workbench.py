@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.memory import memory_lines
-from agents.probing import invented_probes, probed
+from agents.probing import invented_probes, seen_by_policy, trainable_counts
 from agents.settings import BackboneSettings, DataSettings, EnvSettings, TrainSettings
 from envs.backbones import EMBEDDED
 from envs.backbones.base import Backbone, check_guidance
@@ -90,14 +90,13 @@ def prepare(settings: TrainSettings) -> Workbench:
     threads = settings.evaluator.threads
     # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
     attachment = method(backbone.denoiser, groups, calibration=lambda: ())
-    total = sum(group.parameters for group in groups)
-    trainable = [sum(parameter.numel() for parameter in toggle.values()) for toggle in attachment.parameters]
-    group_probes, task_probes = probed(
+    group_features, task_features = seen_by_policy(
         # Without the method's modules, and where gradients are cheap.
         prepare_backbone(settings.backbone, env, torch.device(devices[0]))[0],
         dataset,
         toggles,
-        draws=settings.inner.loss_draws,
+        trainable_counts(attachment),
+        settings.inner,
         threads=threads,
         seed=settings.seed,
     )
@@ -138,9 +137,9 @@ def prepare(settings: TrainSettings) -> Workbench:
     return Workbench(
         search=search,
         final=_final(search, settings),
-        group_features=feature_matrix(toggles, group_probes, trainable, total),
+        group_features=group_features,
         group_feature_names=GROUP_FEATURES,
-        task_features=task_vector(len(dataset.train), settings.inner, task_probes, sum(trainable) / total),
+        task_features=task_features,
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),
         data=described(dataset),

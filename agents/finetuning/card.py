@@ -170,9 +170,8 @@ def _loading(summary: Mapping[str, Any], base: str, conditional: bool) -> list[s
         "import torch",
         "from agents.finetuning.loading import load_finetuned",
         *(["from envs.backbones import EMBEDDED"] if own else []),
-        "from envs.backbones.latent import load_latent_backbone",
-        f"backbone = load_latent_backbone({'EMBEDDED' if own else repr(base)}, "
-        'name="base", device=torch.device("cpu"))',
+        "from envs.backbones.load import load_backbone",
+        f'backbone = load_backbone({"EMBEDDED" if own else repr(base)}, name="base", device=torch.device("cpu"))',
         'load_finetuned(".", backbone)  # envs.generate samples from it',
     ]
     return [*(lines if summary["pipeline"] else []), "", note, "", *_code(load)]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from agents.export import load_policy
 from agents.finetuning.settings import FinetuneSettings
+from agents.probing import seen_by_policy, trainable_counts
+from envs.backbones.base import Backbone
 from envs.datasets.base import SplitDataset
-from envs.features import TASK_FEATURES, task_vector
-from envs.groups import GROUP_FEATURES, LayerGroup, feature_matrix
+from envs.features import GROUP_FEATURES, TASK_FEATURES
+from envs.groups import LayerGroup
+from envs.methods import Method
 from envs.task import Schedule, parse_mask
 from rewards.errors import InputError
 
@@ -69,17 +74,27 @@ def adopt_run(config: DictConfig, path: str, overrides: Sequence[str]) -> None:
                     )
 
 
-def choose(settings: FinetuneSettings, groups: Sequence[LayerGroup], dataset: SplitDataset) -> Choice:
+def choose(
+    settings: FinetuneSettings, method: Method, groups: Sequence[LayerGroup], dataset: SplitDataset, backbone: Backbone
+) -> Choice:
     """The schedule of ``run=``, ``policy=`` or ``mask=``.
+
+    Args:
+        settings: Of the fine-tune.
+        method: Of adaptation.
+        groups: A partition of the denoiser's modules, of which the method makes toggles.
+        dataset: The images.
+        backbone: In its pretrained state, without a method.
 
     Raises:
         InputError: If it is made for other groups, features or images, or nothing would learn.
     """
-    names = [group.name for group in groups]
+    toggles = method.toggles(groups)
+    names = [toggle.name for toggle in toggles]
     if settings.run is not None:
         choice = _of_run(settings.run, names, dataset)
     elif settings.policy is not None:
-        choice = _of_policy(settings, groups, dataset)
+        choice = _of_policy(settings, method, groups, dataset, backbone)
     else:
         given = settings.mask
         text = ",".join(given) if isinstance(given, list) else str(given)
@@ -108,7 +123,9 @@ def _of_run(path: str, names: list[str], dataset: SplitDataset) -> Choice:
     return Choice(Schedule.from_key(result["selected"]["schedule"]), "selected by a search on this split")
 
 
-def _of_policy(settings: FinetuneSettings, groups: Sequence[LayerGroup], dataset: SplitDataset) -> Choice:
+def _of_policy(
+    settings: FinetuneSettings, method: Method, groups: Sequence[LayerGroup], dataset: SplitDataset, backbone: Backbone
+) -> Choice:
     policy = load_policy(str(settings.policy))
     for kind, wanted, known in (
         ("group", policy.group_features, GROUP_FEATURES),
@@ -120,8 +137,18 @@ def _of_policy(settings: FinetuneSettings, groups: Sequence[LayerGroup], dataset
                 f"policy={settings.policy} looks at other {kind} features: {differ}",
                 f"give a policy trained on {', '.join(known)}",
             )
-    task = task_vector(len(dataset.train), settings.inner)
-    mask = policy.choose(feature_matrix(groups), task, settings.preference)
+    # Counted on a copy: what a policy sees is measured on the untouched base model.
+    counted = method(copy.deepcopy(backbone.denoiser), groups, calibration=lambda: ())
+    group_features, task_features = seen_by_policy(
+        backbone,
+        dataset,
+        method.toggles(groups),
+        trainable_counts(counted),
+        settings.inner,
+        threads=torch.get_num_threads(),
+        seed=settings.seed,
+    )
+    mask = policy.choose(group_features, task_features, settings.preference)
     return Choice(Schedule.constant(mask), f"of the policy at preference {settings.preference:g}")
 
 

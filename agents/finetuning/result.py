@@ -43,10 +43,10 @@ def finish(
     names = {"name": place.task.method, "options": dict(place.task.method_settings), "scheme": place.task.scheme}
     adapter = folder.path / "adapter"
     if place.attachment.peft is not None:
-        save_adapter(adapter, place.attachment, place.backbone, place.groups, schedule, names)
+        save_adapter(adapter, place.attachment, place.backbone, place.toggles, schedule, names)
     foldable = fold(denoiser, place.attachment, place.base_names)
     if not foldable:
-        save_adapter(adapter, place.attachment, place.backbone, place.groups, schedule, names)
+        save_adapter(adapter, place.attachment, place.backbone, place.toggles, schedule, names)
     began = time.monotonic()
     metrics = place.test.measure(place.test.generate(), place.test.evidence())
     measured = time.monotonic() - began

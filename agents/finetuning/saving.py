@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from envs.backbones.base import Backbone
-from envs.groups import LayerGroup
 from envs.methods import Attachment
+from envs.methods.lora import fold_adapters
 from envs.task import Schedule
 
 ADAPTER_CARD, ADAPTER_WEIGHTS = "memcontrol.json", "adapter_model.safetensors"
@@ -78,7 +78,7 @@ def save_adapter(
     folder: Path,
     attachment: Attachment,
     backbone: Backbone,
-    groups: Sequence[LayerGroup],
+    toggles: Sequence[str],
     schedule: Schedule,
     method: Mapping[str, Any],
 ) -> None:
@@ -91,18 +91,25 @@ def save_adapter(
         folder: Made here.
         attachment: Of the method, before `fold`.
         backbone: That it is attached to.
-        groups: Of the schedule's masks.
+        toggles: Names of what the schedule's masks switch.
         schedule: What learned.
         method: What names the method: ``name``, ``options`` and ``scheme``.
     """
-    on = [group for group, bits in zip(groups, zip(*schedule.phases, strict=True), strict=True) if any(bits)]
-    folder.mkdir(exist_ok=True)
+    learned = dict(_learned(attachment, schedule))
     if attachment.peft is not None:
+        several = len(attachment.peft.peft_config) > 1
+        if several:
+            try:
+                fold_adapters(attachment.peft)
+            except ValueError:
+                return  # nothing has been learned: the pipeline is the base model
         config: Any = copy.deepcopy(attachment.peft.peft_config["default"])
+        ids = {id(parameter) for parameter in learned.values()}
         layers = [
             name
             for name, module in backbone.denoiser.named_modules()
-            if isinstance(module, BaseTunerLayer) and _inside(name, on)
+            if isinstance(module, BaseTunerLayer)
+            and (several or not ids.isdisjoint(map(id, backbone.denoiser.get_submodule(name).parameters())))
         ]
         config.target_modules = layers
         config.inference_mode = True
@@ -111,11 +118,14 @@ def save_adapter(
             if hasattr(config, pattern):
                 kept = {name: value for name, value in getattr(config, pattern).items() if name in layers}
                 setattr(config, pattern, kept)
-        learned = get_peft_model_state_dict(attachment.peft)
-        weights = {name: t for name, t in learned.items() if _inside(name.removeprefix(_PEFT_PREFIX), on)}
-        config.save_pretrained(str(folder))
+        inside = tuple(f"{_PEFT_PREFIX}{layer}." for layer in layers)
+        state = get_peft_model_state_dict(attachment.peft)
+        weights = {name: tensor for name, tensor in state.items() if name.startswith(inside)}
     else:
-        weights = dict(_added(attachment, schedule))
+        weights = learned
+    folder.mkdir(exist_ok=True)
+    if attachment.peft is not None:
+        config.save_pretrained(str(folder))
     save_file(
         {n: t.detach().cpu().contiguous() for n, t in weights.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
     )
@@ -124,7 +134,7 @@ def save_adapter(
         "backbone": backbone.name,
         "backbone_sha256": backbone.sha256,
         "method": dict(method),
-        "groups": [group.name for group in groups],
+        "groups": list(toggles),
         "schedule": schedule.key,
     }
     (folder / ADAPTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -135,14 +145,9 @@ def takes_captions(base: str | Path) -> bool:
     return "text_encoder" in DiffusionPipeline.load_config(base, local_files_only=True)
 
 
-def _added(attachment: Attachment, schedule: Schedule) -> Iterator[tuple[str, Tensor]]:
+def _learned(attachment: Attachment, schedule: Schedule) -> Iterator[tuple[str, Tensor]]:
     for mask in schedule.phases:
         yield from attachment.selected(mask).items()
-
-
-def _inside(name: str, groups: Sequence[LayerGroup]) -> bool:
-    """Whether a module or a parameter of this dotted name lies in one of the groups."""
-    return any(name == module or name.startswith(f"{module}.") for group in groups for module in group.modules)
 
 
 def _forget_where_it_came_from(file: Path) -> None:

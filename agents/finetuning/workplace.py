@@ -13,11 +13,11 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from agents.finetuning.choice import Choice, choose
 from agents.finetuning.settings import FinetuneSettings
 from agents.finetuning.trainer import Trainer
-from agents.workbench import prepare_backbone, prepare_images
-from envs.backbones.base import Backbone
+from agents.workbench import check_captions, prepare_backbone, prepare_images
+from envs.backbones.base import Backbone, check_guidance
 from envs.datasets.base import SplitDataset
 from envs.finetune import encode, one_pass
-from envs.groups import LayerGroup, find_groups
+from envs.groups import find_groups
 from envs.judge import Judge
 from envs.methods import Attachment, find_method
 from envs.task import SelectionTask
@@ -38,7 +38,7 @@ class Workplace:
         base: Where the backbone's pipeline lies.
         base_names: In the state of its denoiser before the method was attached.
         total_parameters: Of its denoiser before the method was attached.
-        groups: Of the masks.
+        toggles: Names of what a mask switches.
         choice: What learns.
         attachment: Of the method.
         trainer: At step 0.
@@ -52,7 +52,7 @@ class Workplace:
     base: Path
     base_names: frozenset[str]
     total_parameters: int
-    groups: tuple[LayerGroup, ...]
+    toggles: tuple[str, ...]
     choice: Choice
     attachment: Attachment
     trainer: Trainer
@@ -82,8 +82,10 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
     Suite([*settings.validation_metrics, *settings.reward.final_metrics])
     dataset = prepare_images(settings.env, settings.data)
     backbone, base = prepare_backbone(settings.backbone, settings.env, accelerator.device)
+    check_guidance(backbone, budget.guidance_scale, "inner.guidance_scale")
+    check_captions(backbone, dataset, settings.env)
     groups = find_groups(backbone.denoiser, settings.groups.name)
-    choice = choose(settings, groups, dataset)
+    choice = choose(settings, method, groups, dataset, backbone)
     training_set = encode(backbone, dataset.train)
     final = dataclasses.replace(budget, images=settings.final.images)
     final_seed = settings.seed + settings.final.seed_offset
@@ -113,6 +115,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         accelerator,
         settings.seed,
     )
+    toggles = tuple(toggle.name for toggle in method.toggles(groups))
     task = SelectionTask(
         env=settings.env.name,
         split_sha256=dataset.split_sha256,
@@ -120,7 +123,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         backbone_sha256=backbone.sha256,
         method=settings.method.name,
         scheme=settings.groups.name,
-        groups=tuple(group.name for group in groups),
+        groups=toggles,
         inner=final,
         metrics=tuple(settings.reward.final_metrics),
         judge="test",
@@ -134,7 +137,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         base,
         base_names,
         total,
-        groups,
+        toggles,
         choice,
         attachment,
         trainer,

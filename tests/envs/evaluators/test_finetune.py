@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from envs import judge
 from envs.backbones.latent import LatentBackbone
 from envs.datasets import SplitDataset, prepare_dataset
+from envs.evaluators import finetune as evaluating
 from envs.evaluators.base import evaluate_many
 from envs.evaluators.failure import describe
 from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory
@@ -231,7 +232,7 @@ def test_too_little_memory_is_told_with_the_peak_and_what_needs_less(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(module, part, fail)
+    monkeypatch.setattr(judge if part == "generate" else evaluating, part, fail)
     with left_as_it_was(backbone), pytest.raises(MemoryError) as caught:
         evaluator.evaluate(FULL)
     assert re.fullmatch(rf"out of memory: at \d+\.\d GiB in {part}: set {remedy}", describe(caught.value))
