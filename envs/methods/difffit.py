@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from envs.groups import LayerGroup
 from envs.methods.base import Attachment, Calibration, Method, attach_peft, nothing_to_train
-from envs.methods.tuner import SUPPORTED, TunerConfig, TunerLayer, TunerModel, register_tuner
+from envs.methods.tuner import SUPPORTED, TunerConfig, TunerLayer, TunerModel, applied, register_tuner
 
 
 @dataclass
@@ -65,7 +65,8 @@ class DiffFitLayer(TunerLayer):
 
     def forward_adapted(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """The layer's output with these adapters."""
-        output = self.apply_with(x, *self._moved(names, self.base_layer.weight, self.base_layer.bias))
+        layer = self.base_layer
+        output = applied(layer, x, *self._moved(names, layer.weight, layer.bias))
         # Of the output: a scale of the weight would make the backward pass compute the whole weight's gradient.
         scale = self._scale(names)
         return output if scale is None else output * scale

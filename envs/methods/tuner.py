@@ -89,7 +89,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     def forward_adapted(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """The layer's output with these adapters."""
-        return self.apply_with(x, *self.adapted(names, self.base_layer.weight, self.base_layer.bias))
+        layer = self.base_layer
+        return applied(layer, x, *self.adapted(names, layer.weight, layer.bias))
 
     def update_layer(self, adapter_name: str, config: TunerConfig, key: str) -> None:
         """Adds an adapter."""
@@ -101,27 +102,16 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         """The layer's output with the adapters that are active."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        stores = [getattr(self, store) for store in self.adapter_layer_names]
-        names = [name for name in self.active_adapters if any(name in store for store in stores)]
-        if self.disable_adapters or self.merged or not names:
+        names = [] if self.disable_adapters or self.merged else self.present(self.active_adapters)
+        if not names:
             output: Tensor = self.base_layer(x)
             return output
         return self.forward_adapted(x, names)
 
-    def apply_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The base layer's function with another weight and bias."""
-        layer = self.base_layer
-        if isinstance(layer, nn.Linear):
-            return F.linear(x, weight, bias)
-        if isinstance(layer, nn.Conv2d):
-            convolved: Tensor = layer._conv_forward(x, weight, bias)
-            return convolved
-        if isinstance(layer, nn.GroupNorm):
-            # Hooks of the base layer do not run here, so neither does the guard of envs.backbones.norms: the CPU
-            # backward of GroupNorm in torch 2.13.0 segfaults on a channels_last input that needs no gradient.
-            return F.group_norm(x.contiguous(), layer.num_groups, weight, bias, layer.eps)
-        assert isinstance(layer, nn.LayerNorm)
-        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    def present(self, names: Sequence[str]) -> list[str]:
+        """Which of these adapters have parameters here."""
+        stores = [getattr(self, store) for store in self.adapter_layer_names]
+        return [name for name in names if any(name in store for store in stores)]
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -157,6 +147,21 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.base_layer.weight.copy_(weight)
         if bias is not None:
             self.base_layer.bias.copy_(bias)
+
+
+def applied(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One of `SUPPORTED` with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(layer, nn.Conv2d):
+        convolved: Tensor = layer._conv_forward(x, weight, bias)
+        return convolved
+    if isinstance(layer, nn.GroupNorm):
+        # Hooks of the base layer do not run here, so neither does the guard of envs.backbones.latent: the CPU
+        # backward of GroupNorm in torch 2.13.0 segfaults on a channels_last input that needs no gradient.
+        return F.group_norm(x.contiguous(), layer.num_groups, weight, bias, layer.eps)
+    assert isinstance(layer, nn.LayerNorm)
+    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
 
 class TunerModel(BaseTuner):
