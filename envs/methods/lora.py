@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from envs.groups import LayerGroup
 from envs.methods.base import Attachment, Calibration, Method, attach_peft, count_setting, nothing_to_train
+from envs.methods.materialised import train_materialised
 from rewards.errors import InputError
 
 
@@ -110,13 +111,15 @@ def low_rank_config(
             f"set it to {max(most.values())} at most",
         )
     smaller = {name: full for name, full in most.items() if full < rank}
-    return LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        rank_pattern=dict(smaller),
-        alpha_pattern=dict(smaller),
-        target_modules=list(most),
-        use_dora=use_dora,
+    return train_materialised(
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            rank_pattern=dict(smaller),
+            alpha_pattern=dict(smaller),
+            target_modules=list(most),
+            use_dora=use_dora,
+        )
     )
 
 
