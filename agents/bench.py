@@ -13,6 +13,7 @@ from rich.table import Table
 
 from agents.benchmarks.base import Finding
 from agents.benchmarks.inner import bench_evaluation, bench_finetune, bench_generate
+from agents.benchmarks.methods import bench_methods
 from agents.benchmarks.metrics import bench_metrics
 from agents.benchmarks.neighbors import bench_neighbors
 from agents.benchmarks.outer import bench_environment, bench_memory, bench_store, bench_workers
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[TrainSettings, Workbench, int], Finding]] = {
     "evaluation": bench_evaluation,
     "memory": bench_memory,
     "workers": bench_workers,
+    "methods": bench_methods,
     "metrics": bench_metrics,
     "neighbors": bench_neighbors,
 }

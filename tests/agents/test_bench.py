@@ -5,9 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 
+from agents.benchmarks import methods
 from agents.benchmarks.base import Goal, paired
+from agents.settings import TrainSettings, read_settings
+from agents.workbench import prepare
+from envs.methods import METHODS
 from tests.agents.command import Command, Double, Outcome, read_json, slow_store
 
 CHEAP = ("+env.options.identities=60", "env.train=2", "env.heldout=2", "env.test=2")
@@ -57,6 +62,26 @@ def test_figures_are_printed_beside_their_goals_and_kept(tmp_path: Path) -> None
     (row,) = [line for line in outcome.out.splitlines() if "hit_ms" in line and "<= 5" in line]
     assert "met" in row
     assert not (tmp_path / "runs" / "train").exists()
+
+
+def test_every_method_has_its_goals(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an untrained pipeline and a block of a few channels: that it measures, not what."""
+    monkeypatch.setenv("MEMCONTROL_CACHE", str(tmp_path))
+    small = {"in_channels": 32, "out_channels": 64, "temb_channels": 32, "cross_attention_dim": 16}
+    monkeypatch.setattr(methods, "_BLOCK", {**methods._BLOCK, **small})
+    arguments = ["evaluator=synthetic", f"backbone.path={pipeline_folder}", "env.size=32"]
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        settings = read_settings(hydra.compose("train", overrides=arguments), TrainSettings)
+    finding = methods.bench_methods(settings, prepare(settings), runs=1)
+    assert all(value > 0 for value in finding.figures.values())
+    goals = {goal.figure: goal.limit for goal in finding.goals}
+    assert {name: goals.pop(f"{name}_step_ratio") for name in METHODS if name not in ("full", "attention")} == (
+        dict.fromkeys(set(METHODS) - {"full", "attention"}, 1.25)
+    )
+    assert goals.pop("attention_step_ratio") == 1
+    passes = [f"svdiff_{what}_ratio_{where}" for what in ("forward", "both") for where in ("backbone", "block")]
+    assert goals == dict.fromkeys(passes, 1.15)
+    assert finding.figures.keys() >= {goal.figure for goal in finding.goals}
 
 
 def test_a_missed_goal_is_a_finding_and_no_error(tmp_path: Path) -> None:
