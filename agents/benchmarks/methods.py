@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agents.benchmarks.base import Finding, Goal, paired
 from agents.settings import TrainSettings
 from agents.workbench import Workbench, prepare_backbone
-from envs.backbones.latent import guard_group_norms
+from envs.backbones.norms import guard_group_norms
 from envs.groups import LayerGroup, find_groups
 from envs.methods import METHODS, Attachment, find_method
 from envs.seeding import torch_generator

@@ -157,7 +157,7 @@ def applied(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) ->
         convolved: Tensor = layer._conv_forward(x, weight, bias)
         return convolved
     if isinstance(layer, nn.GroupNorm):
-        # Hooks of the base layer do not run here, so neither does the guard of envs.backbones.latent: the CPU
+        # Hooks of the base layer do not run here, so neither does the guard of envs.backbones.norms: the CPU
         # backward of GroupNorm in torch 2.13.0 segfaults on a channels_last input that needs no gradient.
         return F.group_norm(x.contiguous(), layer.num_groups, weight, bias, layer.eps)
     assert isinstance(layer, nn.LayerNorm)

@@ -46,7 +46,8 @@ def test_the_configuration_of_every_command_is_complete(name: str) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     group, name = choice.split("=")
-    settings = read_settings(compose("train", choice), TrainSettings)
+    where = ["backbone.path=somewhere"] if group == "backbone" else []
+    settings = read_settings(compose("train", choice, *where), TrainSettings)
     chosen = getattr(settings, group)
     assert getattr(chosen, "name", name) == name or group == "reward"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -107,17 +108,21 @@ def test_one_of_three_says_what_learns(given: list[str], named: str) -> None:
 def test_a_policy_chooses_for_this_task(
     backbone: LatentBackbone, dataset: SplitDataset, groups: tuple[LayerGroup, ...], tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    network = SelectionNetwork(TokenLayout(len(GROUP_FEATURES), len(TASK_FEATURES), 8)).eval()
-    with torch.no_grad():  # an untrained policy is undecided: make it decide by a feature
-        for parameter in network.parameters():
-            parameter.mul_(20)
-    policy = ExportedPolicy(network, GROUP_FEATURES, TASK_FEATURES)
-    save_policy(tmp_path, policy)
     found = settings(f"policy={tmp_path}", "preference=0.25")
-    trainable = trainable_counts(find_method("full")(backbone.denoiser, groups))
+    trainable = trainable_counts(find_method("full")(copy.deepcopy(backbone.denoiser), groups))
     seen = seen_by_policy(backbone, dataset, groups, trainable, found.inner, threads=1, seed=found.seed)
-    expected = policy.choose(*seen, 0.25)
+    # An untrained policy is undecided: take the first that, exaggerated, tells the groups apart.
+    for seed in range(100):
+        torch.manual_seed(seed)
+        network = SelectionNetwork(TokenLayout(len(GROUP_FEATURES), len(TASK_FEATURES), 8)).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(20)
+        policy = ExportedPolicy(network, GROUP_FEATURES, TASK_FEATURES)
+        expected = policy.choose(*seen, 0.25)
+        if any(expected) and not all(expected):
+            break
+    save_policy(tmp_path, policy)
     assert any(expected), "the case is worth looking at"
     choice = chosen(found, groups, dataset, backbone)
     assert choice.schedule.phases == (expected,)
@@ -143,7 +148,7 @@ def test_a_run_brings_what_it_was_about(
 ) -> None:
     run = written_run(tmp_path / "run", dataset, groups)
     found = read_settings(adopted(run, "inner.sampling_steps=3", "training.steps=70"), FinetuneSettings)
-    assert (found.env.train, found.method.name, found.method.options) == (2, "lora", {"rank": 2})
+    assert (found.env.train, found.method.name, found.method.options) == (2, "lora", {"rank": 2, "ranks": None})
     assert (found.inner.images, found.inner.sampling_steps, found.training.steps) == (9, 3, 70)
     assert found.training.batch_size == found.inner.batch_size
     assert chosen(found, groups, dataset, backbone).schedule.key == "01000000/00000011"
