@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,6 +107,7 @@ class Trainer:
         self._passes = training.accumulation
         self._phase = -1
         self._optimizer: AcceleratedOptimizer | None = None
+        self._compilation = ExitStack()
         self._ema: EMAModel | None = None
         if ema.decay:
             self._ema = EMAModel(self.parameters.values(), decay=ema.decay, use_ema_warmup=True, power=ema.power)
@@ -146,16 +147,17 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has its averaged weights, if there is an average."""
-        if self._ema is None:
-            yield
-            return
-        self._ema.store(self.parameters.values())
-        self._ema.copy_to(self.parameters.values())
-        try:
-            yield
-        finally:
-            self._ema.restore(self.parameters.values())
+        """Inside, the model has its averaged weights, if there is an average, and is not compiled."""
+        with self._backbone.eager():
+            if self._ema is None:
+                yield
+                return
+            self._ema.store(self.parameters.values())
+            self._ema.copy_to(self.parameters.values())
+            try:
+                yield
+            finally:
+                self._ema.restore(self.parameters.values())
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the trained parameters as they are."""
@@ -232,8 +234,10 @@ class Trainer:
         if chosen:
             adam = torch.optim.AdamW(chosen, lr=self._budget.learning_rate, weight_decay=self._budget.weight_decay)
             self._optimizer = self._accelerator.prepare_optimizer(adam)
+            self._compilation.enter_context(self._backbone.compiled())
 
     def _freeze(self) -> None:
+        self._compilation.close()
         self._backbone.denoiser.requires_grad_(False)
         self._backbone.denoiser.zero_grad(set_to_none=True)
 

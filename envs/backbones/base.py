@@ -124,6 +124,15 @@ class Backbone(ABC):
         finally:
             self._compiled = None
 
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Within, the denoiser is not compiled: for a look at the model in the midst of a compiled training."""
+        compiled, self._compiled = self._compiled, None
+        try:
+            yield
+        finally:
+            self._compiled = compiled
+
 
 def rows_at_once(size: int) -> int:
     """How many images or latents of ``size`` x ``size`` go through a network at a time outside training."""

@@ -13,10 +13,13 @@ from torch import Tensor
 from agents.finetuning.checkpoints import Checkpoints
 from agents.finetuning.settings import EMASettings, TrainingSettings
 from agents.finetuning.trainer import StepRecord, Trainer, rows_of_step
+from envs.backbones import base
+from envs.backbones.execution import Execution
 from envs.backbones.latent import LatentBackbone
 from envs.finetune import DivergedError, TrainingSet
 from envs.groups import find_groups
 from envs.methods import METHODS, find_method
+from envs.probes import frozen
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
 from rewards.errors import InputError
@@ -217,3 +220,27 @@ def test_groups_without_a_parameter_of_the_method(
 ) -> None:
     with pytest.raises(InputError, match="no parameter in these groups"):
         trainer(backbone, data, training, method="attention", schedule=Schedule.from_key("10000000"))
+
+
+def test_compiled_it_learns_the_same_also_around_a_look(
+    backbone: LatentBackbone, data: TrainingSet, training: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_COMPILER", "aot_eager")  # the same tracing without a compiler of C++
+    plain, compiled = fresh(backbone), fresh(backbone)
+    compiled.execution = Execution(compile=True)
+    expected, got = (trainer(each, data, training, schedule=PHASES) for each in (plain, compiled))
+    outputs = []
+    for trained, seen in ((expected, plain), (got, compiled)):
+        while trained.step < training.steps:
+            with trained.averaged(), frozen(seen.denoiser), torch.no_grad():  # as inversion looks at a model
+                assert seen._compiled is None
+                outputs.append(seen.predict(data.latents, 100, data.states))
+            trained.train_step()
+            assert (seen._compiled is not None) == (seen is compiled)
+        trained.finish()
+        assert seen._compiled is None
+    for name, parameter in expected.parameters.items():
+        torch.testing.assert_close(got.parameters[name], parameter, rtol=0, atol=1e-4)
+    half = len(outputs) // 2
+    for one, other in zip(outputs[:half], outputs[half:], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
