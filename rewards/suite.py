@@ -68,6 +68,11 @@ _SEARCH_BYTES = 1 << 30
 """Room for a search: training sets that fit are searched in one piece, and then the fewest pairs are looked at."""
 
 
+def is_memorization(metric: str) -> bool:
+    """True for metrics of memorization, False for those of quality."""
+    return METRICS[metric].__module__.startswith("rewards.memorization.")
+
+
 class Suite:
     """Measures the named metrics, in their order.
 

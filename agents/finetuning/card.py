@@ -10,7 +10,7 @@ import yaml
 from agents.finetuning.stop import worse_than_null
 from agents.pages import number
 from rewards.measurement import Measurement
-from rewards.suite import METRICS
+from rewards.suite import is_memorization
 
 _PEFT_OWN = ("lora", "dora")
 """Methods whose adapters plain peft reads."""
@@ -79,11 +79,6 @@ def model_card(summary: Mapping[str, Any], *, base: str, conditional: bool) -> s
 def worse_in(metrics: Mapping[str, Measurement]) -> list[str]:
     """Names of the memorization metrics whose whole 95 % interval is worse than their null."""
     return [name for name, measured in metrics.items() if is_memorization(name) and worse_than_null(measured)]
-
-
-def is_memorization(metric: str) -> bool:
-    """True for metrics of memorization, False for those of quality."""
-    return METRICS[metric].__module__.startswith("rewards.memorization.")
 
 
 def _verdict(metrics: Mapping[str, Measurement], stop: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from agents.markdown import origin, prose, table
 from agents.parts import Record
 from agents.validation.figures import SHOWN, draw_cost, draw_false_positives, draw_planted
-from agents.validation.models import is_memorization
 from agents.validation.planted import DEFAULT
 from agents.validation.settings import PARTS, Part
 from rewards.errors import InputError
+from rewards.suite import is_memorization
 
 NAME = "measurements.md"
 

@@ -25,7 +25,7 @@ from rewards.evidence import Evidence
 from rewards.measurement import Measurement
 from rewards.memorization.membership import membership_auc
 from rewards.reference import Reference
-from rewards.suite import METRICS, Suite
+from rewards.suite import Suite, is_memorization
 
 Kind = Literal["base", "brief", "overfitted"]
 
@@ -76,11 +76,6 @@ def models(settings: ValidateSettings, results: Parts) -> dict[str, Any]:
         "noise": {name: _noise(name, trained) for name in everything},
     }
     return found | {"goals": _goals(found)}
-
-
-def is_memorization(metric: str) -> bool:
-    """True for metrics of memorization, False for those of quality."""
-    return METRICS[metric].__module__.startswith("rewards.memorization.")
 
 
 class _Remembering(Suite):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from agents.validation.images import PERTURBATIONS, one_each
-from agents.validation.models import is_memorization
 from agents.validation.settings import PARTS
 from envs.datasets.base import ImageSet
 from envs.datasets.phantom import render
-from rewards.suite import METRICS
+from rewards.suite import METRICS, is_memorization
 from tests.agents.command import Command, Outcome, read_json
 
 CHEAP = (
