@@ -40,7 +40,7 @@ TINY_PHANTOMS = ("env.train=2", "env.heldout=2", "env.test=2", "+env.options.ide
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone.path=nowhere"], "backbone.path=nowhere"),
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone=ddpm"], "backbone.path"),
         (["evaluator=finetune", *TINY_PHANTOMS, "backbone=ddpm", "backbone.path=some/one"], "local_files_only=false"),
-        (["+backbone.precision=int8"], "backbone.precision='int8'"),
+        (["backbone.precision=int8"], "backbone.precision='int8'"),
         (["resume=nowhere"], "resume="),
         (["--nope"], "unrecognized arguments: --nope"),
         (["seed=[1"], "'[1'"),

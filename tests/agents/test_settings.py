@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 
 from agents.auditing.settings import AuditSettings
 from agents.bench import BenchSettings
+from agents.capacity.settings import MethodsSettings
 from agents.finetuning.settings import FinetuneSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
+from agents.tabulate import TabulateSettings
 from agents.validation.settings import ValidateSettings
 from rewards.errors import InputError
 
@@ -24,6 +26,8 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "finetune": (FinetuneSettings, ["mask=all"]),
     "audit": (AuditSettings, ["generated=images", "train=private", "heldout=others"]),
     "validate": (ValidateSettings, []),
+    "methods": (MethodsSettings, []),
+    "tabulate": (TabulateSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
