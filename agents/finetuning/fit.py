@@ -132,8 +132,8 @@ def fit(
                     if books is not None and record is not None:
                         books.curves.trained(record)
                 show(trainer.step)
-                interruption.pending = _any(interruption.pending, accelerator)
-                interruption.raise_pending()
+                if _any(interruption.pending, accelerator):
+                    raise KeyboardInterrupt
                 if books is not None and trainer.step % training.checkpoint_steps == 0:
                     books.save(trainer, ended)
     except KeyboardInterrupt:

@@ -27,21 +27,22 @@ class Interruption:
         self._before = {number: signal.signal(number, self._arrived) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None:
+            self._raise_pending()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing in the block is interrupted; what arrived meanwhile is raised at its end by `raise_pending`."""
+        """Nothing in the block is interrupted; what arrived meanwhile is ``pending``, raised on exit at the latest."""
         self._holding = True
         try:
             yield
         finally:
             self._holding = False
 
-    def raise_pending(self) -> None:
-        """Raises `KeyboardInterrupt` if a signal has arrived."""
+    def _raise_pending(self) -> None:
         if self.pending:
             self.pending = False
             raise KeyboardInterrupt
@@ -49,4 +50,4 @@ class Interruption:
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
         if not self._holding and not self._always:
-            self.raise_pending()
+            self._raise_pending()
