@@ -17,6 +17,9 @@ from rewards.errors import InputError
 
 NAME = "methods.md"
 
+_SHARES = {0.5: "half", 0.8: "four fifths"}
+"""Of full fine-tuning's quality, at which the most private row is named."""
+
 
 def write_document(folder: Path, settings: MethodsSettings, records: Mapping[str, Record]) -> Path:
     """Writes the page and a figure a data set.
@@ -73,7 +76,7 @@ def _introduction(settings: MethodsSettings) -> str:
 def _conclusions(settings: MethodsSettings, analyses: Mapping[str, EnvAnalysis]) -> str:
     pieces = ["## What it shows\n"]
     for env, analysis in analyses.items():
-        pieces.append(f"**{env}.** " + prose(" ".join(_sentences(settings, analysis))))
+        pieces.append(prose(" ".join([f"**{env}.**", *_sentences(settings, analysis)])))
     return "\n".join(pieces)
 
 
@@ -109,15 +112,16 @@ def _sentences(settings: MethodsSettings, analysis: EnvAnalysis) -> Iterable[str
         0: "on the whole, restricting what learns is not shown to be better than stopping early.",
         -1: "on the whole, restricting what learns is worse than stopping early.",
     }[overall.side]
-    good = [row for row in analysis.rows if row.quality.mean() >= 0.8 and (row.method, row.mask) in differences]
-    if good:
+    for share, words in _SHARES.items():
+        good = [r for r in analysis.rows if r.quality.mean() >= share and (r.method, r.mask) in differences]
+        if not good:
+            yield f"Nothing but full fine-tuning itself reaches {words} of its quality."
+            continue
         best = max(good, key=lambda row: row.privacy.mean())
         yield (
-            f"Among combinations with four fifths of full fine-tuning's quality, {best.method} with {best.mask} is the "
-            f"most private: privacy {_over(best.privacy)}, quality {_over(best.quality)}, {best.share:.2%} trainable."
+            f"With at least {words} of full fine-tuning's quality, {best.method} with {best.mask} is the most private: "
+            f"privacy {_over(best.privacy)}, quality {_over(best.quality)}, {best.share:.2%} trainable."
         )
-    else:
-        yield "No combination but full fine-tuning itself reaches four fifths of its quality."
 
 
 def _from_to(settings: MethodsSettings, base: Row, full: Row, analysis: EnvAnalysis) -> str:
@@ -178,7 +182,8 @@ def _timing(settings: MethodsSettings, record: Record) -> str:
 
 
 def _interval(interval: Interval) -> str:
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    mean, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"  # and no -0.00
 
 
 def _over(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:

@@ -169,7 +169,10 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     said = " ".join(page.split())
     assert "membership from 0.5 to 0.9 (held-out images: 0.5)" in said
     assert "beaten in privacy by 3 of 7 combinations, beats 0, and 4 are not settled" in said
-    assert "lora with everything is the most private" in said
+    assert (
+        "With at least half of full fine-tuning's quality, lora with encoder is the most private: privacy 1.00" in said
+    )
+    assert "With at least four fifths of full fine-tuning's quality, lora with everything is the most private" in said
     assert "| lora | middle | 5.000% | 0.50 [0.50, 0.50] | 1.00 [1.00, 1.00] | 0.50 [0.50, 0.50] |" in page
     assert "| full | 3 | **2** |" in page
     assert "| lora | **4** | 5 |" in page
