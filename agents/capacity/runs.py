@@ -122,6 +122,12 @@ class Laboratory:
         """The task of which a cell evaluates one mask."""
         settings = self.settings
         method = find_method(cell.method, settings.method_options.get(cell.method))
+        inner = dataclasses.replace(
+            settings.inner,
+            steps=cell.steps,
+            warmup=min(settings.inner.warmup, cell.steps - 1),
+            learning_rate=cell.learning_rate,
+        )
         return SelectionTask(
             env=self.env,
             split_sha256=self.dataset.split_sha256,
@@ -130,7 +136,7 @@ class Laboratory:
             method=cell.method,
             scheme=settings.groups,
             groups=self.groups,
-            inner=dataclasses.replace(settings.inner, steps=cell.steps, learning_rate=cell.learning_rate),
+            inner=inner,
             metrics=tuple(settings.metrics),
             judge=judge,
             seed=cell.seed,
