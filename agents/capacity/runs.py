@@ -101,7 +101,10 @@ class Laboratory:
         ]
         found: dict[Cell, Evaluation] = {}
         try:
-            workers = Parallel(self.settings.workers or cores(), return_as="generator_unordered", batch_size=1)
+            # Mapped into memory, images would be read-only, of which torch warns.
+            workers = Parallel(
+                self.settings.workers or cores(), return_as="generator_unordered", batch_size=1, max_nbytes=None
+            )
             for answers in workers(jobs):
                 found |= answers
                 show(what, len(found))
