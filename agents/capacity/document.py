@@ -41,6 +41,7 @@ def write_document(folder: Path, settings: MethodsSettings, records: Mapping[str
             draw(folder / f"methods-{env}.png", env, analysis)
             pieces.append(_env(settings, env, analysis))
         pieces += [_tuning(settings, records["tuning"]), _timing(settings, records["timing"]), origin(records)]
+        pieces.append(prose("Seconds are those of the last call: evaluations that the store knew cost it nothing."))
         path.write_text("\n".join(pieces), encoding="utf-8")
     except OSError as error:
         raise InputError(f"docs={folder} cannot be written: {error}", "name another folder") from error
@@ -68,7 +69,8 @@ def _introduction(settings: MethodsSettings) -> str:
             on. Privacy ({", ".join(settings.reward.privacy)}): 0 = full fine-tuning, 1 = the null of held-out images.
             Anchors are means over the seeds, and neither axis is clipped. Intervals are 95 % intervals over the seeds
             (Student's t; with {len(settings.seeds)} seeds they are wide); they know the luck of initialisation, batches
-            and sampling, and not that of the one split."""
+            and sampling, and not that of the one split: privacy above 1, members that look less like members than the
+            null, is the luck of which images were drawn."""
         )
     )
 
@@ -137,8 +139,8 @@ def _env(settings: MethodsSettings, env: str, analysis: EnvAnalysis) -> str:
     header = ("method", "mask", "trainable", "quality", "privacy", "against early stopping", *settings.metrics, "s")
     rows = [_cells(settings, row, analysis) for row in (*analysis.rows, *analysis.early[1:-1])]
     how = """Against early stopping: privacy minus that of the most private early stop of no less quality, with the same
-        seed. Metrics are means over the seeds. The last column is the wall time of an evaluation, generation and
-        measurement included; a step's cost is below."""
+        seed. Metrics are means over the seeds. The last column is the mean wall time of an evaluation, generation and
+        measurement included, beside whatever else the machine did; a step's cost is measured below."""
     return "\n".join([f"## {env}\n\n![Axes and shares](methods-{env}.png)\n", table(header, rows), prose(how)])
 
 
