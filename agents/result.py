@@ -72,6 +72,7 @@ def summarize(
         "metrics": _metrics(table.selected.metrics),
         "axes": table.axes(table.selected, settings.preference),
         "axes_note": table.note,
+        "judged_by": bench.judged_by,
         "anchors": {
             name: {
                 "metrics": _metrics(evaluation.metrics),

@@ -104,15 +104,17 @@ class EvaluatorSettings:
     """How evaluations are computed.
 
     Attributes:
-        name: ``finetune`` or ``synthetic``.
+        name: ``finetune``, ``tabular`` or ``synthetic``.
         workers: Processes; None for one a GPU, or one a core without one. 0 evaluates in the main process.
         threads: Of torch in each. More workers of one thread beat fewer of more; another number rounds differently, so
             it is part of a task's identity.
+        table: Of ``tabular``: the file; None for a known one that fits the task.
     """
 
     name: str
     workers: Annotated[int, Field(ge=0)] | None = None
     threads: Count = 1
+    table: str | None = None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ def tabulate(settings: TabulateSettings, bench: Workbench) -> EvaluationTable:
     task = bench.search
     masks = all_masks(len(task.groups))
     repeated = repeated_masks(masks, settings.repeat.share, settings.seed)
-    wanted = {task.seed: masks} | {task.seed + 1 + i: repeated for i in range(settings.repeat.seeds)}
+    # The repeated masks come first: whether a budget tells masks apart is known before the long part.
+    first = sorted(masks, key=lambda mask: mask not in set(repeated))
+    wanted = {task.seed + 1 + i: repeated for i in range(settings.repeat.seeds)} | {task.seed: first}
     totals = {f"seed {seed}": len(of_seed) for seed, of_seed in wanted.items()}
     found: dict[int, dict[Schedule, Evaluation]] = {}
     with closing(EvaluationStore(settings.store.path)) as store, search_progress(totals) as show:
@@ -107,6 +109,7 @@ def tabulate(settings: TabulateSettings, bench: Workbench) -> EvaluationTable:
         bench.task_features,
         {
             "data": bench.data,
+            "env": dataclasses.asdict(settings.env),
             "noise_floor": noise(task, found),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "git": git_state(),
@@ -137,10 +140,11 @@ def noise(task: SelectionTask, found: dict[int, dict[Schedule, Evaluation]]) -> 
     """
     floors: dict[str, Any] = {}
     seeds = list(found.values())
+    repeated = sorted(set.intersection(*map(set, seeds)))
     for name in task.metrics if len(seeds) > 1 else ():
         repeats = [
             [of_seed[schedule].metrics[name].value for of_seed in seeds if name in of_seed[schedule].metrics]
-            for schedule in sorted(seeds[-1])
+            for schedule in repeated
         ]
         values = [of_mask for of_mask in repeats if len(of_mask) == len(seeds) and None not in of_mask]
         if values:

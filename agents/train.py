@@ -39,7 +39,8 @@ def main(config: DictConfig) -> None:
     config.store.path = str(Path(settings.store.path).absolute())
     bench = prepare(settings)
     # Everything that can be wrong with the call has been looked at before a folder is made.
-    with closing(EvaluationStore(settings.store.path)) as store:
+    # A table's numbers stay out of the store: another machine may have measured them.
+    with closing(EvaluationStore(":memory:" if settings.evaluator.name == "tabular" else settings.store.path)) as store:
         if folder is None:
             task = f"{bench.search.env}-{bench.search.method}-{bench.search.id[:8]}"
             folder = RunFolder.create(settings.run_dir, "train", task, config, overrides)
@@ -51,7 +52,8 @@ def main(config: DictConfig) -> None:
     selected, axes = summary["selected"], summary["axes"]
     print(
         f"selected {', '.join(selected['groups']) or 'nothing'} ({selected['trainable_share']:.1%} of the parameters): "
-        f"{', '.join(f'{name} {_or_none(value)}' for name, value in axes.items())} on the test split\n"
+        f"{', '.join(f'{name} {_or_none(value)}' for name, value in axes.items())} on "
+        f"{summary['judged_by']}\n"
         f"report {folder.path / 'report.html'}"
     )
 

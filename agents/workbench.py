@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.lookup import find_table
 from agents.memory import memory_lines
 from agents.probing import invented_probes, seen_by_policy, trainable_counts
 from agents.settings import BackboneSettings, DataSettings, EnvSettings, TrainSettings
@@ -24,6 +25,7 @@ from envs.evaluators.base import Evaluator
 from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
+from envs.evaluators.tabular import TabularEvaluator
 from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector
 from envs.groups import LayerGroup, find_groups
 from envs.methods import Method, find_method
@@ -46,10 +48,11 @@ class Workbench:
         task_features: ``(t,)``, entries named by ``task_feature_names``.
         objective: What the search maximises, not yet anchored.
         data: The ``data`` entry of ``result.json``.
-        dataset: The images; None for the synthetic evaluator.
-        make_factory: Builds, for a task, what works inside a worker; None for the synthetic evaluator.
+        dataset: The images; None where none are looked at: with the synthetic and the tabular evaluator.
+        make_factory: Builds, for a task, what works inside a worker; None where nothing is fine-tuned.
         make_evaluator: Builds the evaluator of a task; the caller closes it.
         memory: What an evaluation needs of its device, for people; nothing for the backbone that ships.
+        judged_by: What the final table stands on, for people: the test split, or the table that was searched.
     """
 
     search: SelectionTask
@@ -64,6 +67,7 @@ class Workbench:
     make_factory: Callable[[SelectionTask], FineTuneFactory] | None
     make_evaluator: Callable[[SelectionTask], Evaluator]
     memory: tuple[str, ...] = ()
+    judged_by: str = "the test split"
 
 
 def prepare(settings: TrainSettings) -> Workbench:
@@ -77,8 +81,12 @@ def prepare(settings: TrainSettings) -> Workbench:
         Suite(metrics)
     if settings.evaluator.name == "synthetic":
         return _synthetic(settings, method)
+    if settings.evaluator.name == "tabular":
+        return _tabular(settings)
     if settings.evaluator.name != "finetune":
-        raise InputError(f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune or synthetic")
+        raise InputError(
+            f"evaluator={settings.evaluator.name} is no evaluator", "choose finetune, tabular or synthetic"
+        )
     env = settings.env
     dataset = prepare_images(env, settings.data)
     backbone, path = prepare_backbone(settings.backbone, env)
@@ -237,6 +245,27 @@ def backbone_options(settings: BackboneSettings) -> dict[str, Any]:
     """For a task's options; by default nothing, as for methods."""
     options = settings.execution.options
     return {"backbone": options} if options else {}
+
+
+def _tabular(settings: TrainSettings) -> Workbench:
+    """Evaluations that were measured before: neither images nor a backbone are needed."""
+    if settings.horizon > 1:
+        raise InputError(f"horizon={settings.horizon}", "tables hold masks of one phase: set horizon=1")
+    table = find_table(settings)
+    return Workbench(
+        search=table.task,
+        final=dataclasses.replace(table.task),
+        group_features=table.group_features,
+        group_feature_names=table.group_feature_names,
+        task_features=table.task_features,
+        task_feature_names=table.task_feature_names,
+        objective=_objective(settings),
+        data=dict(table.card["data"]),
+        dataset=None,
+        make_factory=None,
+        make_evaluator=lambda task: TabularEvaluator(table),
+        judged_by="the table that was searched",
+    )
 
 
 def _synthetic(settings: TrainSettings, method: Method) -> Workbench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,12 +140,6 @@ class EvaluationTable:
             np.asarray(whole["values"], dtype=np.float32),
             about["card"],
         )
-
-
-def differences(table: SelectionTask, wanted: SelectionTask, ignored: Iterable[str] = ()) -> list[str]:
-    """Names of the fields in which a table's task differs from the one that is asked for."""
-    known, asked = table.identity(), wanted.identity()
-    return sorted(name for name in known if name not in ignored and known[name] != asked[name])
 
 
 def _column(name: str, values: Sequence[Any]) -> pa.Array:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from envs.evaluators.base import evaluate_many
-from envs.evaluators.table import EvaluationTable, differences
+from envs.evaluators.table import EvaluationTable
 from envs.evaluators.tabular import TabularEvaluator
 from envs.task import Schedule
 from rewards.errors import InputError
@@ -101,9 +101,3 @@ def test_another_version(table: EvaluationTable, tmp_path: Path, old: bytes, new
     pq.write_table(written.replace_schema_metadata(metadata), path)
     with pytest.raises(InputError, match=message):
         EvaluationTable.read(path)
-
-
-def test_differences_are_named(table: EvaluationTable) -> None:
-    other = dataclasses.replace(TASK, env="isic", seed=4, backbone="a path")
-    assert differences(table.task, other) == ["env", "seed"]
-    assert differences(table.task, other, ignored=["seed"]) == ["env"]
