@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agents.policy import SelectionNetwork, TokenLayout
+from agents.policy import SelectionNetwork, TokenLayout, selection_probabilities
 from envs.task import Mask
 from rewards.errors import InputError
 
@@ -38,7 +38,11 @@ class ExportedPolicy:
     trained_on: tuple[dict[str, Any], ...] = ()
 
     def probabilities(
-        self, groups: NDArray[np.float32], task: NDArray[np.float32], preference: float
+        self,
+        groups: NDArray[np.float32],
+        task: NDArray[np.float32],
+        preference: float,
+        frozen: Sequence[bool] = (),
     ) -> NDArray[np.float32]:
         """Probability that each group is selected in a one-phase episode, ``(g,)``.
 
@@ -46,19 +50,19 @@ class ExportedPolicy:
             groups: ``(g, f)``, columns as in ``group_features``.
             task: ``(t,)``, entries as in ``task_features``.
             preference: Weight of privacy in [0, 1].
+            frozen: One entry a group, True where it stays off; empty if none does.
         """
-        observation = {
-            "groups": torch.from_numpy(groups)[None],
-            "task": torch.from_numpy(task)[None],
-            "preference": torch.tensor([[preference]], dtype=torch.float32),
-            "progress": torch.zeros(1, 1),
-            "chosen": torch.zeros(1, 1, len(groups)),
-        }
-        return np.asarray(self.network.probabilities(observation)[0].numpy(), dtype=np.float32)
+        return selection_probabilities(self.network, groups, task, preference, frozen)
 
-    def choose(self, groups: NDArray[np.float32], task: NDArray[np.float32], preference: float) -> Mask:
+    def choose(
+        self,
+        groups: NDArray[np.float32],
+        task: NDArray[np.float32],
+        preference: float,
+        frozen: Sequence[bool] = (),
+    ) -> Mask:
         """The likeliest mask: the groups whose probability is above one half. See `probabilities`."""
-        return tuple(bool(p > 0.5) for p in self.probabilities(groups, task, preference))
+        return tuple(bool(p > 0.5) for p in self.probabilities(groups, task, preference, frozen))
 
 
 def save_policy(folder: Path, policy: ExportedPolicy) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule as LearningRate
@@ -102,6 +106,37 @@ class SelectionNetwork(nn.Module):
         return probability
 
 
+def selection_probabilities(
+    network: SelectionNetwork,
+    groups: NDArray[np.float32],
+    task: NDArray[np.float32],
+    preference: float,
+    frozen: Sequence[bool] = (),
+) -> NDArray[np.float32]:
+    """Probability that each group is selected in a one-phase episode, ``(g,)``; 0 where it is frozen.
+
+    Args:
+        network: What decides.
+        groups: ``(g, f)``.
+        task: ``(t,)``.
+        preference: Weight of privacy in [0, 1].
+        frozen: One entry a group, True where it stays off; empty if none does.
+    """
+    probabilities = network.probabilities(observed(groups, task, preference))[0].numpy()
+    return np.where(np.asarray(frozen, dtype=bool), np.float32(0), probabilities) if len(frozen) else probabilities
+
+
+def observed(groups: NDArray[np.float32], task: NDArray[np.float32], preference: float) -> dict[str, Tensor]:
+    """The first observation of a one-phase episode, as a batch of one."""
+    return {
+        "groups": torch.from_numpy(groups)[None],
+        "task": torch.from_numpy(task)[None],
+        "preference": torch.tensor([[preference]], dtype=torch.float32),
+        "progress": torch.zeros(1, 1),
+        "chosen": torch.zeros(1, 1, len(groups)),
+    }
+
+
 class _Tokens(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Dict, layout: TokenLayout) -> None:
         super().__init__(observation_space, features_dim=layout.token)
@@ -127,7 +162,33 @@ class _Latents(nn.Module):
         return self.network.critic_latent(features)
 
 
-class GroupTokenPolicy(ActorCriticPolicy):
+class _TokenActorCritic:
+    """What both stable-baselines3 policies share: a `SelectionNetwork` in place of the usual extractor and heads."""
+
+    layout: TokenLayout
+    mlp_extractor: Any
+
+    @property
+    def network(self) -> SelectionNetwork:
+        """What is trained and exported."""
+        assert isinstance(self.mlp_extractor, _Latents)
+        return self.mlp_extractor.network
+
+    def _extractor(self, observation_space: spaces.Dict, width: int) -> dict[str, Any]:
+        groups, task = observation_space["groups"], observation_space["task"]
+        assert groups.shape is not None
+        assert task.shape is not None
+        self.layout = TokenLayout(groups.shape[1], task.shape[0], width)
+        return {"features_extractor_class": _Tokens, "features_extractor_kwargs": {"layout": self.layout}}
+
+    def _install(self, policy: Any, lr_schedule: LearningRate) -> None:
+        network = SelectionNetwork(self.layout)
+        policy.mlp_extractor = _Latents(network)
+        policy.action_net, policy.value_net = network.logit, network.value
+        policy.optimizer = policy.optimizer_class(network.parameters(), lr=lr_schedule(1), **policy.optimizer_kwargs)
+
+
+class GroupTokenPolicy(_TokenActorCritic, ActorCriticPolicy):
     """`SelectionNetwork` as a stable-baselines3 policy with independent Bernoulli actions.
 
     Args:
@@ -146,28 +207,40 @@ class GroupTokenPolicy(ActorCriticPolicy):
         width: int,
         **kwargs: Any,
     ) -> None:
-        groups, task = observation_space["groups"], observation_space["task"]
-        assert groups.shape is not None
-        assert task.shape is not None
-        self.layout = TokenLayout(groups.shape[1], task.shape[0], width)
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            features_extractor_class=_Tokens,
-            features_extractor_kwargs={"layout": self.layout},
-            **kwargs,
-        )
-
-    @property
-    def network(self) -> SelectionNetwork:
-        """What is trained and exported."""
-        assert isinstance(self.mlp_extractor, _Latents)
-        return self.mlp_extractor.network
+        extractor = self._extractor(observation_space, width)
+        ActorCriticPolicy.__init__(self, observation_space, action_space, lr_schedule, **extractor, **kwargs)
 
     def _build(self, lr_schedule: LearningRate) -> None:
-        network = SelectionNetwork(self.layout)
-        self.mlp_extractor = _Latents(network)  # type: ignore[assignment]
-        self.action_net, self.value_net = network.logit, network.value
-        optimizer: Any = self.optimizer_class
-        self.optimizer = optimizer(network.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        self._install(self, lr_schedule)
+
+
+class MaskableGroupTokenPolicy(_TokenActorCritic, MaskableActorCriticPolicy):
+    """The same for sb3-contrib's MaskablePPO: a group that is frozen is off with certainty, and teaches nothing.
+
+    Args:
+        observation_space: Of `ParameterSelectionEnv`.
+        action_space: MultiBinary.
+        lr_schedule: Learning rate over progress.
+        width: Of the hidden layers.
+        kwargs: Passed on.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.MultiBinary,
+        lr_schedule: LearningRate,
+        width: int,
+        **kwargs: Any,
+    ) -> None:
+        extractor = self._extractor(observation_space, width)
+        MaskableActorCriticPolicy.__init__(self, observation_space, action_space, lr_schedule, **extractor, **kwargs)
+
+    def _build(self, lr_schedule: LearningRate) -> None:
+        self._install(self, lr_schedule)
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> MaskableDistribution:
+        # A Bernoulli with logit x is a categorical with logits 0 for off and x for on.
+        on = self.action_net(latent_pi)
+        logits = torch.stack([torch.zeros_like(on), on], dim=-1).flatten(start_dim=1)
+        return self.action_dist.proba_distribution(action_logits=logits)

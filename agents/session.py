@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from agents.run_folder import RunFolder
+from agents.search.base import Searcher, SearchProblem
 from agents.settings import TrainSettings
 from agents.workbench import Workbench
-from envs.evaluators.base import Evaluation, evaluate_many
-from envs.evaluators.budget import BudgetedEvaluator
+from envs.evaluators.base import Evaluation, Evaluator, evaluate_many
+from envs.evaluators.budget import BudgetedEvaluator, BudgetSpent
 from envs.evaluators.cached import CachedEvaluator, Served
 from envs.selection import ParameterSelectionEnv
 from envs.store import EvaluationStore
-from envs.task import Schedule, SelectionTask
+from envs.task import Mask, Schedule, SelectionTask
 from envs.vector import SelectionVecEnv
 from rewards.errors import InputError
 from rewards.objective import AnchoredObjective, Axes, NotMeasuredError
@@ -99,8 +101,8 @@ class Session:
         # Anchors are no finds of the search, unless the search asks for them itself.
         self.evaluations.clear()
 
-    def environment(self) -> SelectionVecEnv:
-        """``agent.rollout`` sub-environments that share the budget."""
+    def environment(self, rollout: int) -> SelectionVecEnv:
+        """``rollout`` sub-environments that share the budget."""
         settings, bench = self.settings, self.bench
         env = SelectionVecEnv(
             [
@@ -113,12 +115,48 @@ class Session:
                     preference=settings.preference,
                     horizon=settings.horizon,
                     failure_penalty=settings.reward.failure_penalty,
+                    frozen=frozen_mask(settings.frozen, bench.search.groups),
                 )
-                for _ in range(settings.agent.rollout)
+                for _ in range(rollout)
             ]
         )
         env.seed(settings.seed)
         return env
+
+    def problem(self) -> SearchProblem:
+        """The search as a `Searcher` sees it, on the run's own budget."""
+        return self._problem(self.budgeted)
+
+    def rival(self, searcher: Searcher, seed: int) -> list[tuple[int, float]]:
+        """What another searcher finds in as many distinct evaluations; this run pays for them.
+
+        Returns:
+            The distinct evaluations made and the best utility so far, once for each that was no failure.
+        """
+        answers: dict[Schedule, Evaluation] = {}
+
+        def record(served: Served) -> None:
+            self.folder.record(served)
+            answers.setdefault(served.evaluation.schedule, served.evaluation)
+            self.show(searcher.name, len(answers))
+
+        shared = self.evaluator.inner
+        evaluator = CachedEvaluator(shared, self.store, self.bench.search, self.folder.id, record)
+        self._evaluators.append(evaluator)
+        with suppress(BudgetSpent):
+            searcher.search(self._problem(BudgetedEvaluator(evaluator, self.settings.budget.evaluations)), seed)
+        return self._curve(answers.values())
+
+    def best_of_table(self) -> float | None:
+        """The best utility of any mask, where every mask was measured before."""
+        table = self.bench.table
+        if table is None:
+            return None
+        return max(utility for _, utility in self._curve(table.evaluations[table.task.seed].values()))
+
+    def curve(self) -> list[tuple[int, float]]:
+        """The same of the run's own search."""
+        return self._curve(self.evaluations.values())
 
     def axes(self, evaluation: Evaluation) -> dict[str, float | None]:
         """``quality``, ``privacy`` and ``utility`` of an evaluation of the search, at the run's preference."""
@@ -180,6 +218,29 @@ class Session:
         """Ends worker processes."""
         self.evaluator.close()
 
+    def _problem(self, evaluator: Evaluator) -> SearchProblem:
+        bench = self.bench
+        return SearchProblem(
+            evaluator=evaluator,
+            objective=self.objective,
+            group_features=bench.group_features,
+            group_feature_names=bench.group_feature_names,
+            task_features=bench.task_features,
+            task_feature_names=bench.task_feature_names,
+            preference=self.settings.preference,
+            frozen=frozen_mask(self.settings.frozen, bench.search.groups),
+            parallel=bench.parallel,
+        )
+
+    def _curve(self, answers: Iterable[Evaluation]) -> list[tuple[int, float]]:
+        curve, best = [], -math.inf
+        for number, evaluation in enumerate(answers, start=1):
+            with suppress(NotMeasuredError):
+                axes = self.objective.axes(evaluation.metrics)
+                best = max(best, self.objective.utility(axes, self.settings.preference))
+                curve.append((number, best))
+        return curve
+
     def _anchors(self) -> list[Schedule]:
         groups = len(self.bench.search.groups)
         return [Schedule.constant([on] * groups) for on in (False, True)]
@@ -204,6 +265,20 @@ class Session:
 
         evaluator = CachedEvaluator(self.bench.make_evaluator(task), self.store, task, self.folder.id, record)
         return evaluator
+
+
+def frozen_mask(names: Sequence[str], groups: Sequence[str]) -> Mask:
+    """True where a toggle stays off.
+
+    Raises:
+        InputError: If a name is no toggle's, or every toggle is frozen.
+    """
+    unknown = [name for name in names if name not in groups]
+    if unknown:
+        raise InputError(f"frozen={unknown}: no such group", f"choose among {', '.join(groups)}")
+    if set(names) >= set(groups):
+        raise InputError("every group is frozen", "leave at least one out of frozen")
+    return tuple(group in names for group in groups)
 
 
 def _line(evaluation: Evaluation) -> str:

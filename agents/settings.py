@@ -8,15 +8,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
+from agents.practice.settings import PracticeSettings
+from agents.ranges import Count, Rate, Weight
 from envs.backbones.execution import Execution, Precision
 from envs.task import InnerBudget
 from rewards.errors import InputError
 from rewards.objective import Scalarization
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[FiniteFloat, Field(gt=0)]
-Weight = Annotated[FiniteFloat, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,8 @@ class RewardSettings:
 
 
 @dataclass(frozen=True)
-class AgentSettings:
-    """PPO, sized for tens of evaluations rather than millions of steps.
+class PPOSettings:
+    """PPO that learns from real evaluations alone, sized for tens of them rather than millions of steps.
 
     Attributes:
         name: ``ppo``.
@@ -166,6 +165,25 @@ class AgentSettings:
     value: Weight
     max_episodes: Count
     width: Count
+
+
+@dataclass(frozen=True)
+class DynaPPOSettings:
+    """PPO that practises in a model of the evaluations; see `agents.search.dyna_ppo.DynaPPO`.
+
+    Attributes:
+        name: ``dyna_ppo``.
+        practice: Of the policy that comes out, and of one that learns on other tasks.
+        round_updates: Of the policy after each round of real evaluations.
+        draws: Of the belief for each decision on what to measure.
+        proposals: Masks that the policy proposes in each round, where there are too many to list them all.
+    """
+
+    name: Literal["dyna_ppo"]
+    practice: PracticeSettings
+    round_updates: Annotated[int, Field(ge=0)]
+    draws: Count
+    proposals: Count
 
 
 @dataclass(frozen=True)
@@ -204,7 +222,11 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything ``python -m agents.train`` is told."""
+    """Everything ``python -m agents.train`` is told.
+
+    Attributes:
+        frozen: Names of toggles that stay off, whatever an agent would choose.
+    """
 
     env: EnvSettings
     data: DataSettings
@@ -214,7 +236,7 @@ class TrainSettings:
     inner: InnerBudget
     evaluator: EvaluatorSettings
     reward: RewardSettings
-    agent: AgentSettings
+    agent: Annotated[PPOSettings | DynaPPOSettings, Field(discriminator="name")]
     budget: BudgetSettings
     store: StoreSettings
     final: FinalSettings
@@ -223,6 +245,7 @@ class TrainSettings:
     horizon: int
     seed: int
     run_dir: str
+    frozen: list[str] = field(default_factory=list)
     resume: str | None = None
 
     def __post_init__(self) -> None:
@@ -234,16 +257,22 @@ class TrainSettings:
             raise InputError(f"seed={self.seed}", "set it to 0 or more")
         if self.budget.evaluations < 1:
             raise InputError(f"budget.evaluations={self.budget.evaluations}", "set it to 1 or more")
-        if self.agent.rollout < 2:
-            raise InputError(f"agent.rollout={self.agent.rollout}", "set it to 2 or more: PPO normalises advantages")
-        if self.budget.evaluations < self.agent.rollout:
-            raise InputError(
-                f"budget.evaluations={self.budget.evaluations} fills no rollout of {self.agent.rollout} episodes",
-                "raise budget.evaluations or lower agent.rollout",
-            )
+        if isinstance(self.agent, PPOSettings):
+            self._check_rollout(self.agent.rollout)
+        elif self.horizon > 1:
+            raise InputError(f"horizon={self.horizon}", "agent=dyna_ppo chooses one mask: set horizon=1, or agent=ppo")
         unmeasured = sorted({*self.reward.quality, *self.reward.privacy} - set(self.reward.metrics))
         if unmeasured:
             raise InputError(f"the reward uses {', '.join(unmeasured)}", "add it to reward.metrics")
+
+    def _check_rollout(self, rollout: int) -> None:
+        if rollout < 2:
+            raise InputError(f"agent.rollout={rollout}", "set it to 2 or more: PPO normalises advantages")
+        if self.budget.evaluations < rollout:
+            raise InputError(
+                f"budget.evaluations={self.budget.evaluations} fills no rollout of {rollout} episodes",
+                "raise budget.evaluations or lower agent.rollout",
+            )
 
 
 Settings = TypeVar("Settings")
@@ -267,5 +296,15 @@ def read_settings(config: DictConfig, schema: type[Settings]) -> Settings:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
             raise cause from error
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{key}={first['input']!r}: {first['msg']}", "see --cfg job for every key") from error
+        key, given = _key_and_value(first)
+        raise InputError(f"{key}={given!r}: {first['msg']}", "see --cfg job for every key") from error
+
+
+def _key_and_value(error: ErrorDetails) -> tuple[str, Any]:
+    """The configuration's key: in a choice between classes, Pydantic also names the class by its ``name``."""
+    place = list(error["loc"])
+    if error["type"] == "union_tag_invalid":
+        return ".".join(map(str, [*place, "name"])), error["ctx"]["tag"]
+    if place[0] == "agent" and len(place) > 1:
+        del place[1]
+    return ".".join(map(str, place)), error["input"]

@@ -12,14 +12,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from agents.callbacks import PolicyCurves, search_progress
+from agents.callbacks import search_progress
 from agents.entry import entry_point
 from agents.export import ExportedPolicy, save_policy
 from agents.gallery import show_images
+from agents.learning import learn_by_searching
 from agents.report import write_report
 from agents.result import summarize
 from agents.run_folder import RunFolder
-from agents.search.ppo import learn
 from agents.session import Session
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
@@ -70,15 +70,8 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
     totals = {"search": settings.budget.evaluations + 2, "final table": 3}
     with search_progress(totals) as show:
         session = Session(settings, bench, store, folder, show)
-        with closing(session), closing(session.environment()) as env:
-            network = learn(
-                env,
-                settings.agent,
-                budget=settings.budget.evaluations,
-                seed=settings.seed,
-                tensorboard=folder.path / "tensorboard",
-                callback=PolicyCurves(session),
-            )
+        with closing(session):
+            network = learn_by_searching(session, folder.path / "tensorboard")
         best = session.best()
         table = session.final_table(best.schedule)
     policy = ExportedPolicy(

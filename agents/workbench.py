@@ -25,6 +25,7 @@ from envs.evaluators.base import Evaluator
 from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
+from envs.evaluators.table import EvaluationTable
 from envs.evaluators.tabular import TabularEvaluator
 from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector
 from envs.groups import LayerGroup, find_groups
@@ -52,6 +53,8 @@ class Workbench:
         make_factory: Builds, for a task, what works inside a worker; None where nothing is fine-tuned.
         make_evaluator: Builds the evaluator of a task; the caller closes it.
         memory: What an evaluation needs of its device, for people; nothing for the backbone that ships.
+        table: Where evaluations are looked up, if they are.
+        parallel: How many evaluations go on side by side.
         judged_by: What the final table stands on, for people: the test split, or the table that was searched.
     """
 
@@ -68,6 +71,8 @@ class Workbench:
     make_evaluator: Callable[[SelectionTask], Evaluator]
     memory: tuple[str, ...] = ()
     judged_by: str = "the test split"
+    table: EvaluationTable | None = None
+    parallel: int = 1
 
 
 def prepare(settings: TrainSettings) -> Workbench:
@@ -155,6 +160,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         make_factory=make_factory,
         make_evaluator=make_evaluator,
         memory=memory,
+        parallel=max(workers, 1),
     )
 
 
@@ -265,6 +271,7 @@ def _tabular(settings: TrainSettings) -> Workbench:
         make_factory=None,
         make_evaluator=lambda task: TabularEvaluator(table),
         judged_by="the table that was searched",
+        table=table,
     )
 
 

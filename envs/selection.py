@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -32,6 +33,9 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
     - ``progress`` (1,): phases chosen / phases in all.
     - ``chosen`` (horizon, G), int8: the masks chosen so far, zeros after.
 
+    A group that the user froze is off in every phase, whatever an action says; `action_masks` tells algorithms that can
+    leave such actions out (sb3-contrib's MaskablePPO).
+
     ``info`` is empty until the last step, then holds ``schedule`` (its key) and either ``quality``, ``privacy`` and
     ``utility`` or, if the evaluation failed, ``failure`` (the reason). It has no wall times: equal seeds and actions
     give equal infos.
@@ -45,6 +49,7 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
         preference: The weight of privacy in [0, 1], or None to draw one uniformly for each episode.
         horizon: Phases, at least 1.
         failure_penalty: The reward where an evaluation failed; finite.
+        frozen: One entry a group, True where it stays off; empty if none does.
 
     Raises:
         InputError: If ``preference``, ``horizon`` or ``failure_penalty`` is outside its range.
@@ -60,6 +65,7 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
         preference: float | None = None,
         horizon: int = 1,
         failure_penalty: float = -1.0,
+        frozen: Sequence[bool] = (),
     ) -> None:
         if preference is not None and not 0 <= preference <= 1:
             raise InputError(f"preference={preference}", "set it to the weight of privacy, 0 to 1")
@@ -78,6 +84,9 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
                 f"{size} groups with features {self.group_feature_names} and a task vector, "
                 f"got arrays of shape {self._groups.shape} and {self._task.shape}"
             )
+        if len(frozen) not in (0, size):
+            raise ValueError(f"frozen has {len(frozen)} entries, for {size} groups")
+        self.frozen = np.asarray(frozen if len(frozen) else [False] * size, dtype=bool)
         self.action_space = spaces.MultiBinary(size)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]  # Gymnasium calls it a space of spaces
             {
@@ -123,7 +132,7 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
         mask = np.asarray(action)
         if mask.shape != self._chosen.shape[1:]:
             raise ValueError(f"an action has shape {self._chosen.shape[1:]}, got {mask.shape}")
-        self._chosen[self._phase] = mask != 0
+        self._chosen[self._phase] = (mask != 0) & ~self.frozen
         self._phase += 1
         if self._phase < self.horizon:
             return None
@@ -141,6 +150,10 @@ class ParameterSelectionEnv(gym.Env[Observation, NDArray[np.int8]]):
             return self.failure_penalty, {"schedule": key, "failure": failure}
         utility = self.objective.utility(axes, self._preference)
         return utility, {"schedule": key, "quality": axes.quality, "privacy": axes.privacy, "utility": utility}
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which values an action's entries may have, ``(2 G,)``: off and on of the first group, of the second, ..."""
+        return np.stack([np.ones_like(self.frozen), ~self.frozen], axis=1).reshape(-1)
 
     def observation(self) -> Observation:
         """The current observation, in arrays of its own."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
 
-from agents.settings import Count, ReportSettings, Weight
+from agents.ranges import Count, Weight
+from agents.settings import ReportSettings
 from rewards.inversion import InversionSettings
 
 

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from agents.ranges import Count, Rate
 from agents.settings import (
     BackboneSettings,
-    Count,
     DataSettings,
     EnvSettings,
-    Rate,
     RewardSettings,
     StoreSettings,
 )

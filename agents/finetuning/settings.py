@@ -8,17 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
+from agents.ranges import Count, Rate, Weight
 from agents.settings import (
     BackboneSettings,
-    Count,
     DataSettings,
     EnvSettings,
     FinalSettings,
     MethodSettings,
     NamedSettings,
-    Rate,
     RewardSettings,
-    Weight,
 )
 from envs.task import InnerBudget
 from rewards.errors import InputError

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from agents.policy import GroupTokenPolicy, SelectionNetwork
-from agents.settings import AgentSettings
+from agents.policy import GroupTokenPolicy, MaskableGroupTokenPolicy, SelectionNetwork
+from agents.settings import PPOSettings
+from agents.threads import one_thread
 from envs.evaluators.budget import BudgetSpent
 from envs.vector import SelectionVecEnv
 
 
 def learn(
-    env: SelectionVecEnv, settings: AgentSettings, *, budget: int, seed: int, tensorboard: Path, callback: BaseCallback
+    env: SelectionVecEnv, settings: PPOSettings, *, budget: int, seed: int, tensorboard: Path, callback: BaseCallback
 ) -> SelectionNetwork:
     """Learns until the evaluator's budget is spent, or the policy keeps asking for masks that it knows.
 
@@ -33,8 +35,10 @@ def learn(
         callback: Called by SB3.
     """
     horizon = env.envs[0].horizon
-    model = _OneThreadPPO(
-        GroupTokenPolicy,
+    masked = any(each.frozen.any() for each in env.envs)
+    algorithm: type[Any] = _OneThreadMaskablePPO if masked else _OneThreadPPO
+    model = algorithm(
+        MaskableGroupTokenPolicy if masked else GroupTokenPolicy,
         env,
         learning_rate=settings.learning_rate,
         n_steps=horizon,
@@ -58,17 +62,17 @@ def learn(
         model.logger.dump(model.num_timesteps + env.num_envs)
     finally:
         model.logger.close()
-    assert isinstance(model.policy, GroupTokenPolicy)
-    return model.policy.network
+    network: SelectionNetwork = model.policy.network
+    return network
 
 
 class _OneThreadPPO(PPO):
-    """Updates on one thread: the network is so small that more of them only wait for each other."""
-
     def train(self) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             super().train()
-        finally:
-            torch.set_num_threads(threads)
+
+
+class _OneThreadMaskablePPO(MaskablePPO):
+    def train(self) -> None:
+        with one_thread():
+            super().train()

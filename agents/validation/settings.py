@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from agents.settings import BackboneSettings, Count, DataSettings, RewardSettings
+from agents.ranges import Count
+from agents.settings import BackboneSettings, DataSettings, RewardSettings
 from envs.task import InnerBudget
 from rewards.errors import InputError
 from rewards.suite import METRICS

@@ -25,7 +25,7 @@ from envs.evaluators.synthetic import SyntheticEvaluator
 from envs.store import EvaluationStore, StoredEvaluation
 from envs.task import Schedule
 
-SMALL = ("evaluator=synthetic", "budget.evaluations=12", "agent.rollout=4", "agent.epochs=2")
+SMALL = ("evaluator=synthetic", "agent=ppo", "budget.evaluations=12", "agent.rollout=4", "agent.epochs=2")
 """A search of a second: 12 masks, 2 anchors, a final table of 3."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")

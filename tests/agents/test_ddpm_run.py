@@ -29,6 +29,7 @@ ARGUMENTS = (
     "reward.metrics=[kid,membership,noise_magnitude]",
     "reward.final_metrics=[kid,membership,noise_magnitude]",
     "budget.evaluations=2",
+    "agent=ppo",
     "agent.rollout=2",
 )
 

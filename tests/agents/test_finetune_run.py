@@ -32,6 +32,7 @@ ARGUMENTS = (
     f"reward.final_metrics=[{','.join(FINAL)}]",
     "final.images=16",
     "budget.evaluations=2",
+    "agent=ppo",
     "agent.rollout=2",
 )
 

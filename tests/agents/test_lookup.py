@@ -13,7 +13,7 @@ from tests.agents.command import answers, read_json, train, trained
 from tests.agents.tables import invented_table, settings_of
 
 TABULAR = ("evaluator=tabular", "inner.steps=37")  # no table that ships has this number of steps
-SEARCH = ("budget.evaluations=12", "agent.rollout=4", "agent.epochs=2")
+SEARCH = ("agent=ppo", "budget.evaluations=12", "agent.rollout=4", "agent.epochs=2")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_search_in_a_table(folder: Path) -> None:
 
 
 def test_bad_input(folder: Path) -> None:
-    outcome = train(*TABULAR, "horizon=2", folder=folder)
+    outcome = train(*TABULAR, "agent=ppo", "horizon=2", folder=folder)
     assert (outcome.code, outcome.err) == (2, "error: horizon=2 — tables hold masks of one phase: set horizon=1\n")
     outcome = train(*TABULAR, "evaluator.table=nowhere.parquet", folder=folder)
     assert outcome.code == 2

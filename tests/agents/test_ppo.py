@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.export import ExportedPolicy
 from agents.policy import SelectionNetwork
 from agents.search.ppo import learn
-from agents.settings import TrainSettings, read_settings
+from agents.settings import PPOSettings, TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.evaluators.budget import BudgetedEvaluator
 from envs.evaluators.synthetic import SyntheticEvaluator
@@ -47,7 +47,7 @@ class Search:
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         with hydra.initialize_config_module("conf", version_base="1.3"):
-            config = hydra.compose("train", overrides=["evaluator=synthetic", *overrides])
+            config = hydra.compose("train", overrides=["evaluator=synthetic", "agent=ppo", *overrides])
         self.settings = read_settings(config, TrainSettings)
         self.bench: Workbench = prepare(self.settings)
         evaluator = self.bench.make_evaluator(self.bench.search)
@@ -65,6 +65,7 @@ class Search:
 
     def _learn(self, folder: Path) -> SelectionNetwork:
         bench, settings = self.bench, self.settings
+        assert isinstance(settings.agent, PPOSettings)
         around: dict[str, Any] = {
             "evaluator": self.budgeted,
             "objective": self.objective,

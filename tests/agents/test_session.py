@@ -107,8 +107,8 @@ def test_evaluators_are_closed_also_when_the_anchors_are_useless(tmp_path: Path)
 
 
 def test_environments_share_the_budget_and_have_seeds_of_their_own(tmp_path: Path) -> None:
-    with session(tmp_path, "agent.rollout=3", "preference=0.25", "horizon=2") as (opened, _):
-        env = opened.environment()
+    with session(tmp_path, "agent=ppo", "preference=0.25", "horizon=2") as (opened, _):
+        env = opened.environment(3)
         assert env.num_envs == 3
         assert all(each.evaluator is opened.budgeted for each in env.envs)
         observation = env.reset()

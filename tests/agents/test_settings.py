@@ -112,7 +112,7 @@ def test_values_arrive_with_their_types() -> None:
 def test_a_value_out_of_range_is_named_with_what_was_given(override: str) -> None:
     key, value = override.split("=")
     with pytest.raises(InputError) as caught:
-        read_settings(compose("train", override), TrainSettings)
+        read_settings(compose("train", "agent=ppo", override), TrainSettings)
     assert key in caught.value.what
     assert value.strip("[]") in caught.value.what
     assert "\n" not in str(caught.value)

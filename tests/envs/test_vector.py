@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
@@ -146,13 +147,49 @@ def test_sub_environments_can_be_reached() -> None:
 
 def test_sub_environments_must_fit_together() -> None:
     evaluator = Batches()
-    one, other = sub_environments(evaluator, 1)[0], sub_environments(Batches(), 1)[0]
-    with pytest.raises(ValueError, match="share one evaluator"):
-        SelectionVecEnv([one, other])
+    one = sub_environments(evaluator, 1)[0]
     with pytest.raises(ValueError, match="distinct objects"):
         SelectionVecEnv([one, one])
-    with pytest.raises(ValueError, match="one observation space"):
+    with pytest.raises(ValueError, match="observations of one shape"):
         SelectionVecEnv([one, *sub_environments(evaluator, 1, horizon=2)])
+
+
+def test_sub_environments_of_several_tasks_each_ask_their_own_evaluator() -> None:
+    evaluators = [Batches(), Batches()]
+    evaluators[1].inner = SyntheticEvaluator(GROUPS, seed=1)
+    features = [np.zeros(1), np.full(1, 7.5)]
+    envs = [sub_environments(evaluators[i % 2], 1, task_features=features[i % 2])[0] for i in range(4)]
+    vector = SelectionVecEnv(envs)
+    observation = vector.reset()
+    assert isinstance(observation, dict)
+    assert observation["task"].tolist() == [[0.0], [7.5], [0.0], [7.5]]
+    space = vector.observation_space
+    assert isinstance(space, spaces.Dict)
+    assert all(space["task"].contains(each.astype(np.float32)) for each in features)
+    actions = np.eye(4, 8, dtype=np.int8)
+    _, rewards, _, infos = vector.step(actions)
+    assert [[schedule.key for schedule in call] for each in evaluators for call in each.calls] == [
+        [bits(actions)[i] for i in (0, 2)],
+        [bits(actions)[i] for i in (1, 3)],
+    ]
+    assert [info["schedule"] for info in infos] == bits(actions)
+    for info, reward, env in zip(infos, rewards.tolist(), envs, strict=True):
+        schedule = Schedule.from_key(info["schedule"])
+        axes = env.objective.axes(env.evaluator.inner.evaluate(schedule).metrics)  # type: ignore[attr-defined]
+        assert (info["quality"], info["privacy"]) == axes
+        assert info["utility"] == pytest.approx(reward)
+
+
+def test_frozen_groups_stay_off_and_masks_say_so() -> None:
+    frozen = [False] * 8
+    frozen[2] = frozen[5] = True
+    vector = SelectionVecEnv(sub_environments(Batches(), 3, frozen=frozen))
+    vector.reset()
+    infos = vector.step(np.ones((3, 8), np.int8))[3]
+    assert {info["schedule"] for info in infos} == {"11011011"}
+    masks = np.stack(vector.env_method("action_masks")).reshape(3, 8, 2)
+    assert masks[..., 0].all(), "off is always allowed"
+    assert np.array_equal(masks[0, :, 1], ~np.asarray(frozen))
 
 
 def test_ppo_learns_on_it_and_is_reproducible() -> None:

@@ -1,0 +1,57 @@
+"""What was learned on other tasks, ready for the next one: a policy, and a prior of what masks lead to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.policy import SelectionNetwork
+from agents.practice.landscape import Landscape
+from agents.practice.learner import practise
+from agents.practice.settings import PracticeSettings
+from agents.search.base import Experience
+from agents.surrogate.belief import NOTHING_KNOWN, Belief, Prior, learn_prior
+from agents.surrogate.set_ensemble import SetEnsembleSettings
+
+
+@dataclass(frozen=True)
+class SourcePolicy:
+    """Learns from sources when it is first asked, once for each seed.
+
+    Attributes:
+        sources: At least one, all with the same features.
+        practice: Of the policy, on all of them at once.
+        ensemble: Of the prior's mean.
+        smooth: Whether the policy practises on what a model makes of each source, rather than on the bare
+            measurements. A source of which not every mask was measured is always modelled.
+    """
+
+    sources: tuple[Experience, ...]
+    practice: PracticeSettings = field(default_factory=PracticeSettings)
+    ensemble: SetEnsembleSettings = field(default_factory=SetEnsembleSettings)
+    smooth: bool = True
+    _networks: dict[int, SelectionNetwork] = field(default_factory=dict, compare=False, repr=False)
+    _priors: dict[int, Prior] = field(default_factory=dict, compare=False, repr=False)
+
+    def network(self, seed: int) -> SelectionNetwork:
+        """The policy, at every preference."""
+        if seed not in self._networks:
+            landscapes = [self._landscape(source) for source in self.sources]
+            self._networks[seed] = practise(landscapes, self.practice, seed=seed)
+        return self._networks[seed]
+
+    def prior(self, seed: int) -> Prior:
+        """What to believe of the next task."""
+        if seed not in self._priors:
+            self._priors[seed] = learn_prior(self.sources, self.ensemble, seed)
+        return self._priors[seed]
+
+    def _landscape(self, source: Experience) -> Landscape:
+        complete = len(source.outcomes) == 2 ** len(source.group_features)
+        return Landscape.of_table(source) if complete and not self.smooth else modelled(source)
+
+
+def modelled(source: Experience) -> Landscape:
+    """What a Gaussian process makes of a source's measurements: their luck is smoothed away, their gaps are filled."""
+    belief = Belief(NOTHING_KNOWN, source.group_features, source.task_features, adapt=True)
+    belief.observe(source.outcomes)
+    return Landscape(source.group_features, source.task_features, belief.axes, source.objective.objective)

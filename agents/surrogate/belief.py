@@ -1,0 +1,158 @@
+"""What is believed about one task: a prior mean, two Gaussian processes, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.search.base import Experience
+from agents.surrogate.gaussian_process import PRIOR, GaussianProcess, Kernel, fit_kernel
+from agents.surrogate.set_ensemble import SetEnsembleSettings, learn_ensemble
+from envs.task import Mask
+from rewards.errors import InputError
+from rewards.objective import Axes
+
+Floats = NDArray[np.float64]
+Bits = NDArray[np.bool_]
+MeanOf = Callable[[NDArray[np.float32], NDArray[np.float32], Bits], Floats]
+"""Of a task's group features, its task features and masks ``(n, g)``: expected axes ``(n, 2)``."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed about a task before anything is measured there.
+
+    Attributes:
+        mean: Of both axes.
+        kernels: Of the deviations of quality and of privacy.
+    """
+
+    mean: MeanOf
+    kernels: tuple[Kernel, Kernel]
+
+
+def uninformed(group_features: NDArray[np.float32], task_features: NDArray[np.float32], masks: Bits) -> Floats:
+    """The line between the anchors: quality is the share of toggles that are on, and privacy what is left."""
+    on = masks.mean(axis=1)
+    return np.stack([on, 1 - on], axis=1)
+
+
+NOTHING_KNOWN = Prior(uninformed, (PRIOR, PRIOR))
+"""Where a search from scratch starts."""
+
+
+def learn_prior(sources: Sequence[Experience], settings: SetEnsembleSettings, seed: int) -> Prior:
+    """A prior from other tasks: as mean what a model of all of them expects, as kernels how far such a model is off.
+
+    How far is measured where the model was not learned: on each data set (with a single one, on each task), by a model
+    of the others. With a single task that cannot be measured, and the kernels are those of `NOTHING_KNOWN`.
+
+    Raises:
+        InputError: If sources have different features.
+    """
+    _check_features(sources)
+    envs = list(dict.fromkeys(source.env for source in sources))
+    folds = (
+        [[s for s in sources if s.env == env] for env in envs] if len(envs) > 1 else [[source] for source in sources]
+    )
+    kernels = (PRIOR, PRIOR)
+    if len(folds) > 1:
+        deviations: tuple[list[tuple[Bits, Floats]], ...] = ([], [])
+        for number, fold in enumerate(folds):
+            others = [source for source in sources if source not in fold]
+            ensemble = learn_ensemble(others, settings, seed * len(folds) + number)
+            for source in fold:
+                masks, axes = as_arrays(source.outcomes)
+                residuals = axes - ensemble.axes(source.group_features, source.task_features, masks)
+                for axis in range(2):
+                    deviations[axis].append((masks, residuals[:, axis]))
+        quality, privacy = (fit_kernel(sets) for sets in deviations)
+        kernels = (quality, privacy)
+    return Prior(learn_ensemble(sources, settings, seed).axes, kernels)
+
+
+class Belief:
+    """A prior for one task, and what was measured there.
+
+    The axes of the anchors are known by definition. With few measurements the prior's kernel stands; ``adapt`` fits it
+    to what was measured, which a search from scratch needs and one with a learned prior does not.
+
+    Args:
+        prior: Before any measurement.
+        group_features: ``(g, f)``.
+        task_features: ``(t,)``.
+        adapt: Whether kernels are fitted to the measurements.
+
+    Attributes:
+        known: Masks whose axes are known.
+    """
+
+    def __init__(
+        self, prior: Prior, group_features: NDArray[np.float32], task_features: NDArray[np.float32], *, adapt: bool
+    ) -> None:
+        self._prior, self._adapt = prior, adapt
+        self._seen = group_features, task_features
+        toggles = len(group_features)
+        self.known: dict[Mask, Axes] = {(False,) * toggles: Axes(0.0, 1.0), (True,) * toggles: Axes(1.0, 0.0)}
+        self._processes: tuple[GaussianProcess, GaussianProcess] | None = None
+
+    def observe(self, outcomes: Mapping[Mask, Axes]) -> None:
+        """Adds measurements."""
+        self.known |= outcomes
+        self._processes = None
+
+    @property
+    def processes(self) -> tuple[GaussianProcess, GaussianProcess]:
+        """The posteriors of the deviations of quality and of privacy from the prior mean."""
+        if self._processes is None:
+            masks, axes = as_arrays(self.known)
+            residuals = axes - self._prior.mean(*self._seen, masks)
+            kernels: Sequence[Kernel] = self._prior.kernels
+            if self._adapt:
+                kernels = [fit_kernel([(masks, residuals[:, i])], kernel) for i, kernel in enumerate(kernels)]
+            quality, privacy = (
+                GaussianProcess.condition(kernel, masks, residuals[:, i]) for i, kernel in enumerate(kernels)
+            )
+            self._processes = quality, privacy
+        return self._processes
+
+    def axes(self, masks: Bits) -> Floats:
+        """What is expected of masks ``(n, g)``: quality and privacy in [0, 1], ``(n, 2)``."""
+        deviations = np.stack([process.mean(masks) for process in self.processes], axis=1)
+        return np.clip(self._prior.mean(*self._seen, masks) + deviations, 0, 1)
+
+    def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
+        """What masks ``(n, g)`` may turn out to be: ``(count, n, 2)``, in [0, 1].
+
+        Joint over the masks, each with its own luck; a mask that is known is what it is in every draw.
+        """
+        mean = self._prior.mean(*self._seen, masks)
+        drawn = []
+        for axis, process in enumerate(self.processes):
+            covariance = process.covariance(masks) + process.kernel.nugget**2 * np.eye(len(masks))
+            lower = np.linalg.cholesky(covariance + 1e-10 * np.eye(len(masks)))
+            noise = rng.standard_normal((count, len(masks)))
+            drawn.append(mean[:, axis] + process.mean(masks) + noise @ lower.T)
+        found = np.clip(np.stack(drawn, axis=-1), 0, 1)
+        for i, mask in enumerate(map(tuple, masks.tolist())):
+            if mask in self.known:
+                found[:, i] = self.known[mask]
+        return found
+
+
+def as_arrays(outcomes: Mapping[Mask, Axes]) -> tuple[Bits, Floats]:
+    """Masks ``(n, g)`` and axes ``(n, 2)``."""
+    return np.asarray(list(outcomes), dtype=bool), np.asarray(list(outcomes.values()), dtype=np.float64)
+
+
+def _check_features(sources: Sequence[Experience]) -> None:
+    first = sources[0]
+    for source in sources:
+        if (source.group_feature_names, source.task_feature_names) != (
+            first.group_feature_names,
+            first.task_feature_names,
+        ):
+            raise InputError(f"{source.env} and {first.env} have different features", "measure them with one version")
