@@ -1,0 +1,106 @@
+"""What a table of evaluations is to searches: a problem to solve, or experience from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agents.search.base import Experience, SearchProblem
+from envs.evaluators.base import Evaluation
+from envs.evaluators.budget import BudgetedEvaluator
+from envs.evaluators.table import EvaluationTable
+from envs.evaluators.tabular import TabularEvaluator
+from envs.task import Mask, Schedule
+from rewards.errors import InputError
+from rewards.objective import AnchoredObjective, Axes, NotMeasuredError, Objective
+
+
+def experience_of(table: EvaluationTable, objective: Objective) -> Experience:
+    """Everything that is known of a table's task.
+
+    Args:
+        table: Its masks are taken as measured with the task's own seed; repeats with further seeds are left out.
+        objective: Anchored at the table's own base model and full fine-tuning.
+
+    Raises:
+        InputError: If there are no axes between these.
+    """
+    anchored = anchored_at(table, objective)
+    return Experience(
+        env=table.task.env,
+        task=table.task.id,
+        objective=anchored,
+        group_features=table.group_features,
+        group_feature_names=table.group_feature_names,
+        task_features=table.task_features,
+        task_feature_names=table.task_feature_names,
+        outcomes=measured_axes(table, anchored),
+    )
+
+
+def problem_of(
+    table: EvaluationTable, objective: Objective, preference: float | None, budget: int, frozen: Mask = ()
+) -> SearchProblem:
+    """A table's task as a problem: its masks are there for the asking, ``budget`` distinct ones of them.
+
+    Args:
+        table: Of which a searcher sees what it asks for, and the features.
+        objective: Anchored at the table's own base model and full fine-tuning.
+        preference: The weight of privacy; None to look for the whole Pareto front.
+        budget: Distinct masks, at least 1; the anchors cost nothing unless they are asked for.
+        frozen: Toggles that stay off.
+
+    Raises:
+        InputError: If there are no axes between the anchors, or ``budget`` is below 1.
+    """
+    return SearchProblem(
+        evaluator=BudgetedEvaluator(TabularEvaluator(table), budget),
+        objective=anchored_at(table, objective),
+        group_features=table.group_features,
+        group_feature_names=table.group_feature_names,
+        task_features=table.task_features,
+        task_feature_names=table.task_feature_names,
+        preference=preference,
+        frozen=frozen,
+    )
+
+
+def anchored_at(table: EvaluationTable, objective: Objective, seed: int | None = None) -> AnchoredObjective:
+    """The objective between a table's base model and its full fine-tuning.
+
+    Args:
+        table: With both anchors.
+        objective: What is rewarded.
+        seed: Of the anchors; None for the one that every mask has.
+
+    Raises:
+        InputError: If there are no axes between the two; the line names the table's task.
+    """
+    of_seed = table.evaluations[table.task.seed if seed is None else seed]
+    toggles = len(table.task.groups)
+    base, full = (of_seed[Schedule.constant([on] * toggles)] for on in (False, True))
+    try:
+        return objective.anchor(base.metrics, full.metrics)
+    except InputError as error:
+        raise InputError(f"table of {table.task.env}, task {table.task.id}: {error.what}", error.remedy) from error
+
+
+def measured_axes(table: EvaluationTable, objective: AnchoredObjective, seed: int | None = None) -> Mapping[Mask, Axes]:
+    """Where the masks of a seed stand, in the order of binary numbers, without those that failed.
+
+    Args:
+        table: Where they were measured.
+        objective: See `anchored_at`.
+        seed: Of the fine-tunes; None for the one that every mask has.
+    """
+    of_seed = table.evaluations[table.task.seed if seed is None else seed]
+    found = {schedule.phases[0]: _axes(evaluation, objective) for schedule, evaluation in sorted(of_seed.items())}
+    return {mask: axes for mask, axes in found.items() if axes is not None}
+
+
+def _axes(evaluation: Evaluation, objective: AnchoredObjective) -> Axes | None:
+    if evaluation.failure:
+        return None
+    try:
+        return objective.axes(evaluation.metrics)
+    except NotMeasuredError:
+        return None
