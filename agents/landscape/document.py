@@ -136,12 +136,12 @@ def _card(surface: Surface) -> str:
         made += f" at commit {commit[:12]}"
     if hardware := card.get("hardware"):
         made += f" on {hardware}"
-    unusable = ", ".join(map(str, surface.unusable))
+    unusable = f" (seeds {', '.join(map(str, surface.unusable))}: no axes)" if surface.unusable else ""
     return f"""{data["source"]}. Licence: {data["licence"]}. {data["train"]} private images, {data["heldout"]}
         held-out ones that the measurements compare with. Method {task.method}, {task.inner.steps} steps of batch
         {task.inner.batch_size}, {task.inner.images} generated images. {len(surface.masks)} masks with seed
         {task.seed}{f" ({failed} more failed)" if failed else ""}; {len(surface.repeated)} of them, and both anchors,
-        with {surface.repeats.shape[1]} seeds{f" (seeds {unusable}: no axes between their anchors)" if unusable else ""}.
+        with {surface.repeats.shape[1]} seeds{unusable}.
         {made}, in {sum(seconds) / 3600:.1f} hours of fine-tunes."""
 
 

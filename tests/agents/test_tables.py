@@ -36,10 +36,6 @@ def test_the_page_comes_from_the_tables_alone(folder: Path) -> None:
     assert (page.parent / "tables" / "likeness.png").is_file()
     assert "nan" not in text.lower().replace("provenance", "")
 
-    again = tables(*arguments, "docs=again", folder=folder)
-    assert again.code == 0
-    assert (folder / "again" / "tables.md").read_text(encoding="utf-8") == text
-
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
