@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test bench proof methods lint format typecheck check wheel clean
+.PHONY: help setup train test bench proof methods tables compare lint format typecheck check wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,12 @@ proof: $(READY)  ## prove the measurements on real images; writes docs/measureme
 
 methods: $(READY)  ## compare every adaptation method on real images; writes docs/methods.md
 	$(PY) -m agents.methods $(ARGS)
+
+tables: $(READY)  ## draw every shipped table's landscape; writes docs/tables.md
+	$(PY) -m agents.tables $(ARGS)
+
+compare: $(READY)  ## searchers against each other, on each data source in turn or ENV alone; writes docs/comparison.md
+	$(PY) -m agents.compare $(if $(filter file,$(origin ENV)),,env=$(ENV)) $(ARGS)
 
 lint: $(READY)  ## style, formatting, and which package may import which
 	$(PY) -m ruff check

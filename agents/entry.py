@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 from unittest import mock
 
@@ -69,6 +70,15 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], None]], Ca
         return main
 
     return decorate
+
+
+@contextmanager
+def interruption_explained(folder: Path) -> Iterator[None]:
+    """Says how to go on with a run that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"every finished evaluation is kept; go on with resume={folder}") from None
 
 
 @contextmanager

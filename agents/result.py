@@ -32,9 +32,15 @@ _PACKAGES = (
 
 
 def summarize(
-    settings: TrainSettings, bench: Workbench, session: Session, table: FinalTable, policy_mask: Mask, seconds: float
+    settings: TrainSettings,
+    bench: Workbench,
+    session: Session,
+    table: FinalTable,
+    policy_mask: Mask,
+    seconds: float,
+    job: str = "train",
 ) -> dict[str, Any]:
-    """What ``result.json`` holds after a training; every number is finite or null.
+    """What ``result.json`` holds after a training or a transfer; every number is finite or null.
 
     Args:
         settings: Of the run.
@@ -43,13 +49,14 @@ def summarize(
         table: The choice and the anchors on the test split. Of a schedule of several phases, the last mask is named.
         policy_mask: What the trained policy would choose by itself.
         seconds: Wall time of the run.
+        job: ``train`` or ``transfer``.
     """
     task, counts = bench.search, session.counts()
     mask = table.selected.schedule.phases[-1]
     found = session.evaluations[table.selected.schedule]
     return {
         "schema": SCHEMA,
-        "job": "train",
+        "job": job,
         "status": "done",
         "task": {
             "id": task.id,

@@ -147,6 +147,11 @@ class Session:
             searcher.search(self._problem(BudgetedEvaluator(evaluator, self.settings.budget.evaluations)), seed)
         return self._curve(answers.values())
 
+    def zero_shot_utility(self) -> float | None:
+        """Of the first mask that the search asked for; None if its evaluation failed."""
+        first = next(iter(self.evaluations.values()))
+        return named_axes(self.objective, first, self.settings.preference)["utility"]
+
     def best_of_table(self) -> float | None:
         """The best utility of any mask, where every mask was measured before."""
         table = self.bench.table

@@ -23,17 +23,21 @@ class SourcePolicy:
         ensemble: Of the prior's mean.
         smooth: Whether the policy practises on what a model makes of each source, rather than on the bare
             measurements. A source of which not every mask was measured is always modelled.
+        given: A policy that was learned from them before; None to learn one.
     """
 
     sources: tuple[Experience, ...]
     practice: PracticeSettings = field(default_factory=PracticeSettings)
     ensemble: SetEnsembleSettings = field(default_factory=SetEnsembleSettings)
     smooth: bool = True
+    given: SelectionNetwork | None = None
     _networks: dict[int, SelectionNetwork] = field(default_factory=dict, compare=False, repr=False)
     _priors: dict[int, Prior] = field(default_factory=dict, compare=False, repr=False)
 
     def network(self, seed: int) -> SelectionNetwork:
         """The policy, at every preference."""
+        if self.given is not None:
+            return self.given
         if seed not in self._networks:
             landscapes = [self._landscape(source) for source in self.sources]
             self._networks[seed] = practise(landscapes, self.practice, seed=seed)

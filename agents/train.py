@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from agents.callbacks import search_progress
-from agents.entry import entry_point
+from agents.entry import entry_point, interruption_explained
+from agents.experience_file import save_experience
 from agents.export import ExportedPolicy, save_policy
 from agents.gallery import show_images
 from agents.learning import learn_by_searching
 from agents.report import write_report
 from agents.result import summarize
 from agents.run_folder import RunFolder
+from agents.search.base import Experience
 from agents.session import Session
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.store import EvaluationStore
+from rewards.objective import Axes
 
 _log = logging.getLogger(__name__)
 
@@ -44,17 +46,41 @@ def main(config: DictConfig) -> None:
         if folder is None:
             task = f"{bench.search.env}-{bench.search.method}-{bench.search.id[:8]}"
             folder = RunFolder.create(settings.run_dir, "train", task, config, overrides)
-        with folder, _interruption_explained(folder):
+        with folder, interruption_explained(folder.path):
             print(f"run {folder.path}", *bench.memory, sep="\n", flush=True)
             for line in bench.memory:
                 _log.info(line)
             summary = train(settings, bench, store, folder)
+    print(finished(summary, folder.path))
+
+
+def finished(summary: dict[str, Any], folder: Path) -> str:
+    """The last lines of a run: what was selected, and where to read on."""
     selected, axes = summary["selected"], summary["axes"]
-    print(
+    return (
         f"selected {', '.join(selected['groups']) or 'nothing'} ({selected['trainable_share']:.1%} of the parameters): "
-        f"{', '.join(f'{name} {_or_none(value)}' for name, value in axes.items())} on "
-        f"{summary['judged_by']}\n"
-        f"report {folder.path / 'report.html'}"
+        f"{', '.join(f'{name} {_or_none(value)}' for name, value in axes.items())} on {summary['judged_by']}\n"
+        f"report {folder / 'report.html'}"
+    )
+
+
+def save_run_experience(folder: Path, session: Session) -> None:
+    """Keeps what the run measured, both anchors among it, for policies that learn from several runs."""
+    bench, groups = session.bench, len(session.bench.search.groups)
+    anchors = {(False,) * groups: Axes(0.0, 1.0), (True,) * groups: Axes(1.0, 0.0)}
+    scored = [each for each in session.scored() if len(each.evaluation.schedule.phases) == 1]
+    save_experience(
+        folder,
+        Experience(
+            env=bench.search.env,
+            task=bench.search.id,
+            objective=session.objective,
+            group_features=bench.group_features,
+            group_feature_names=bench.group_feature_names,
+            task_features=bench.task_features,
+            task_feature_names=bench.task_feature_names,
+            outcomes=anchors | {each.evaluation.schedule.phases[0]: each.axes for each in scored},
+        ),
     )
 
 
@@ -81,6 +107,7 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
         trained_on=({"task": bench.search.id, "env": bench.search.env},),
     )
     save_policy(folder.path, policy)
+    save_run_experience(folder.path, session)
     choice = policy.choose(bench.group_features, bench.task_features, settings.preference)
     summary = summarize(settings, bench, session, table, choice, seconds=time.monotonic() - started)
     if settings.report.images:
@@ -92,14 +119,6 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
 
 def _or_none(value: float | None) -> str:
     return "not measurable" if value is None else f"{value:.2f}"
-
-
-@contextmanager
-def _interruption_explained(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"every finished evaluation is kept; go on with resume={folder.path}") from None
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def _introduction(scores: Scores) -> str:
     smaller = [f"{name}: {scores.budget(name)}" for name in scores.searchers if scores.budget(name) < settings.budget]
     dates = sorted({record["date"] for record in scores.records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    counts = f"""{_many(scores.searchers, "searcher")} on {_many(scores.tables, "table")}, with
+        {_many(range(settings.seeds), "seed")}"""
     searches = []
     if weights:
         searches.append(f"for the highest utility at each preference of {weights}")
@@ -74,13 +76,13 @@ def _introduction(scores: Scores) -> str:
             prose(
                 f"""`make compare` (`python -m agents.compare`) made these runs ({when}) and wrote this page from their
                 files; nothing here is written by hand. Tables: {", ".join(scores.tables)}. In these every mask was
-                measured ([tables.md](tables.md)), so that the best one is known. Data sources: {sources}."""
+                measured, so that the best one is known, with what it owes to luck ([tables.md](tables.md)). Data
+                sources: {sources}."""
             ),
             prose(
-                f"""**What is compared.** {len(scores.searchers)} searchers on {len(scores.tables)} tables, with
-                {settings.seeds} seeds, {" and ".join(searches)}. All of them see the same: features of the toggles and
-                of the task, the axes of the two anchors (all off is quality 0, privacy 1; all on is quality 1, privacy
-                0), and the masks that they ask for, of which {settings.budget} distinct ones are allowed
+                f"""**What is compared.** {counts}, {" and ".join(searches)}. All of them see the same: features of the
+                toggles and of the task, the axes of the two anchors (all off is quality 0, privacy 1; all on is quality
+                1, privacy 0), and the masks that they ask for, of which {settings.budget} distinct ones are allowed
                 {f"({'; '.join(smaller)})" if smaller else ""} and repeats are free. Searchers that learn from other
                 tasks get the tables of all *other data sources*, and never one of the target's own."""
             ),
@@ -113,7 +115,8 @@ def _headline(scores: Scores, counts: Sequence[int]) -> Iterator[str]:
         yield "### Utility\n"
         yield table(*_by_evaluations(scores, scores.utility, counts))
         yield prose(
-            f"Share of the best utility. The better of the two anchors, which everybody knows before, has {anchor:.3f}."
+            f"""Share of the best utility. The better anchor, which everybody knows before any evaluation, has
+            {anchor:.3f}."""
         )
     if scores.has_fronts:
         yield "### Hypervolume\n"
@@ -147,7 +150,7 @@ def _reached(scores: Scores, name: str) -> tuple[str, str]:
     needed = scores.evaluations_to(name)
     share = float(np.isfinite(needed).mean())
     estimate, budget = median_estimate(needed, scores.draws), scores.budget(name)
-    value, low, high = (f"> {budget}" if each is None or np.isinf(each) else f"{each:.0f}" for each in estimate[:3])
+    value, low, high = (f"> {budget}" if each is None or np.isinf(each) else f"{each:g}" for each in estimate[:3])
     return f"{value} [{low}, {high}]", f"{share:.0%}"
 
 
@@ -178,13 +181,14 @@ def _seconds(scores: Scores, counts: Sequence[int]) -> str:
     rows = []
     last = counts[-1]
     for name in scores.searchers:
-        of_one, of_all = scores.seconds(name, 1), scores.seconds(name, last)
-        rows.append((name, *(f"{seconds:,.3g}" for seconds in (of_one[1], *of_all))))
+        tuning, searching = scores.seconds(name, last)
+        found = (scores.seconds(name, 1)[1], scores.slowest_start(name), tuning, searching)
+        rows.append((name, *(f"{seconds:,.3g}" for seconds in found)))
     how = f"""Median seconds of a run: fine-tunes as they took when the tables were made, one after another, and what
-        the searcher itself took. Learning from other tasks is paid for once a data source and seed, by the first run
-        that needs it, and so stands in few runs; the medians leave it out, and the curves against time have it where it
-        was paid. After {last} evaluations, or as many as there were."""
-    header = ("searcher", "searching, before the first", f"fine-tunes, {last}", f"searching, {last}")
+        the searcher itself took, on one thread. After {last} evaluations, or as many as there were. Learning from other
+        tasks is paid for once a data source and seed, by the first run that needs it: the medians leave it out, *at
+        most before the first* has it, and so have the curves, in the runs that paid."""
+    header = ("searcher", "before the first", "at most before the first", f"fine-tunes, {last}", f"searching, {last}")
     return "\n".join(
         ["## Seconds\n", f"![Found against minutes]({_FIGURES}/seconds.png)\n", table(header, rows), prose(how)]
     )
@@ -234,6 +238,10 @@ def _origin(scores: Scores) -> str:
     return "\n".join(
         ["## Settings\n", table(("searcher", "settings", "budget"), rows), *(prose(f"{o}.") for o in sorted(origins))]
     )
+
+
+def _many(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _text(estimate: Estimate, digits: int = 3) -> str:

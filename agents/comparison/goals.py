@@ -13,7 +13,7 @@ from rewards.estimate import Estimate
 
 POLICY = "policy"
 """The searcher that learned from other data sources."""
-SCRATCH = "policy_scratch"
+SCRATCH = "dyna_ppo"
 """The same searcher without anything to learn from."""
 COPY_MASK = "copy_mask"
 TPE = "tpe"
@@ -137,7 +137,7 @@ def _text(estimate: Estimate) -> str:
 
 
 def _count(estimate: Estimate) -> str:
-    value, low, high = ("more" if each is None or np.isinf(each) else f"{each:.0f}" for each in estimate[:3])
+    value, low, high = ("more" if each is None or np.isinf(each) else f"{each:g}" for each in estimate[:3])
     return f"{value} [{low}, {high}] evaluations"
 
 

@@ -114,6 +114,11 @@ class Scores:
         own = [trace.searching[i] for trace, i in zip(runs, last, strict=True)]
         return (float(np.median(tuning)), float(np.median(own))) if runs else (0.0, 0.0)
 
+    def slowest_start(self, searcher: str) -> float:
+        """The most seconds that it took before a first evaluation: of one that learns elsewhere, that learning."""
+        runs = [trace for table in self.tables for trace in self._wanted(searcher, table)]
+        return max((trace.searching[0] for trace in runs if trace.searching), default=0.0)
+
     def anchors(self) -> Vector:
         """The share of the best utility that the better anchor has: ``(tables, preferences)``."""
         name = self.searchers[0]

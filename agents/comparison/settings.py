@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agents.settings import Count, EnvSettings, RewardSettings
+from agents.ranges import Count
+from agents.settings import EnvSettings, RewardSettings
 from rewards.errors import InputError
 from rewards.objective import Objective
 

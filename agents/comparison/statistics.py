@@ -51,8 +51,13 @@ def iqm_estimate(scores: Vector, draws: Draws) -> Estimate:
 
 
 def median_estimate(scores: Vector, draws: Draws) -> Estimate:
-    """The median of all runs, and its interval: of use where some never got there, which are infinite."""
-    return _estimate(scores, draws, _median)
+    """The median of all runs with its interval, for counts that are infinite where a run never got there.
+
+    Args:
+        scores: ``(tables, seeds)``.
+        draws: By `draw_seeds`.
+    """
+    return _estimate(scores, draws, lambda runs: np.asarray(np.median(runs, axis=-1)))
 
 
 def resampled_iqm(scores: Vector, draws: Draws) -> Vector:
@@ -106,8 +111,3 @@ def _resampled(scores: Vector, draws: Draws) -> Vector:
     """``(resamples, runs)``."""
     tables = np.arange(scores.shape[0])[None, :, None]
     return scores[tables, draws].reshape(len(draws), -1)
-
-
-def _median(scores: Vector) -> Vector:
-    """The lower one of the middle two: infinite values have no mean."""
-    return np.asarray(np.sort(scores, axis=-1)[..., (scores.shape[-1] - 1) // 2])

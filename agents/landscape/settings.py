@@ -21,14 +21,12 @@ class TablesSettings:
         docs: Folder of the page; figures go into ``tables`` below it.
         reward: The axes; its metrics are not read.
         preferences: At which best masks are named.
-        run_dir: Nothing is written there.
         tables: Files; None for those that ship.
     """
 
     docs: str
     reward: RewardSettings
     preferences: list[Preference]
-    run_dir: str
     tables: list[str] | None = None
 
     def __post_init__(self) -> None:

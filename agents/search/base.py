@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,12 +134,12 @@ class Searcher(Protocol):
 
     A searcher is a pure function of the problem, its own settings and the seed. It may be used several times, one after
     another, and keeps nothing between two searches.
-
-    Attributes:
-        name: The field's name of the method, as users write it.
     """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """The field's name of the method, as users write it."""
+        ...
 
     def search(self, problem: SearchProblem, seed: int) -> None:
         """Asks until it has nothing more to ask, or `BudgetSpent` comes out of `SearchProblem.ask`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +48,9 @@ class DynaPPO:
         final: How it practises after the last.
         draws: Of the belief, for each decision.
         proposals: Masks that the policy proposes in each round, where there are too many to list them all.
+        name: ``policy`` for one with a source, in comparisons.
         logger: Takes PPO's own diagnostics; whoever watches writes them down.
     """
-
-    name: ClassVar[str] = "dyna_ppo"
 
     source: SourcePolicy | None = None
     rounds: PracticeSettings = field(default_factory=lambda: PracticeSettings(updates=20, cloning=100, blur=0.0))
@@ -60,6 +58,7 @@ class DynaPPO:
     draws: int = 128
     proposals: int = 256
     logger: Logger | None = None
+    name: str = "dyna_ppo"
 
     def search(self, problem: SearchProblem, seed: int) -> None:
         """See `Searcher.search`."""
@@ -151,7 +150,7 @@ class DynaPPO:
         rng: np.random.Generator,
     ) -> Bits:
         """Masks worth a thought that were not measured yet, ``(n, g)``; none if there are no others."""
-        free = np.asarray(problem.free)
+        free = np.asarray(problem.free, dtype=np.intp)
         if len(free) <= _ENUMERATED:
             bits = (np.arange(2 ** len(free))[:, None] >> np.arange(len(free))) & 1
         else:

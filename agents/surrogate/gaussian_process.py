@@ -15,12 +15,12 @@ Bits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Kernel:
-    """``amplitude^2 exp(-sum of rates[i] over the toggles in which two masks differ) + linear^2 (x . x') / g``.
+    """``amplitude^2 exp(-sum_i rates[i] [x_i != x'_i] / g) + linear^2 (x . x') / g`` for masks of g toggles.
 
-    The first part is the kernel of Swersky et al. and COMBO's diffusion kernel on the hypercube (Oh et al., arXiv
-    1902.00448, with ``rates = -log tanh(beta)``): smooth along bit flips. The second makes a sum over toggles cheap to
-    learn, where ``x`` is -1 for off and 1 for on. Each mask deviates by itself too, with standard deviation ``nugget``:
-    the part of a measurement that no neighbour tells anything about: the luck of one seed.
+    The first part is COMBO's diffusion kernel on the hypercube (Oh et al., arXiv 1902.00448, with
+    ``rates / g = -log tanh(beta)``): smooth along bit flips. The second makes a sum over toggles cheap to learn, where
+    ``x`` is -1 for off and 1 for on. Both mean the same for any g. Each mask deviates by itself too, with standard
+    deviation ``nugget``: the part of a measurement that no neighbour tells anything about, the luck of one seed.
 
     Attributes:
         amplitude: Of the smooth part, above 0.
@@ -40,11 +40,12 @@ class Kernel:
         toggles = x.shape[1]
         rates = np.broadcast_to(self.rates, toggles)
         apart = (x * rates).sum(axis=1)[:, None] + (y * rates).sum(axis=1) - 2 * (x * rates) @ y.T
+        apart /= toggles
         together = (2 * x - 1) @ (2 * y - 1).T / toggles
         return np.asarray(self.amplitude**2 * np.exp(-apart) + self.linear**2 * together)
 
 
-PRIOR = Kernel(amplitude=0.25, rates=(0.25,), linear=0.35, nugget=0.05)
+PRIOR = Kernel(amplitude=0.25, rates=(2.0,), linear=0.35, nugget=0.05)
 """Of axes in [0, 1] of which nothing is known."""
 
 
@@ -117,7 +118,7 @@ class _Pairs:
     """One set of observations, with what does not depend on the kernel.
 
     Attributes:
-        apart: Where two masks differ, ``(g, n, n)``.
+        apart: 1 / g where two masks differ, ``(g, n, n)``.
         together: x . x' / g, ``(n, n)``.
         residuals: ``(n,)``.
     """
@@ -128,8 +129,8 @@ class _Pairs:
 
     @classmethod
     def of(cls, masks: Bits, residuals: Floats) -> _Pairs:
-        apart = (masks[:, None, :] != masks[None, :, :]).transpose(2, 0, 1).astype(np.float64)
-        return cls(apart, 1 - 2 * apart.mean(axis=0), np.asarray(residuals, dtype=np.float64))
+        apart = (masks[:, None, :] != masks[None, :, :]).transpose(2, 0, 1) / masks.shape[1]
+        return cls(apart, 1 - 2 * apart.sum(axis=0), np.asarray(residuals, dtype=np.float64))
 
     def loss(self, parameters: Floats) -> tuple[float, Floats]:
         """The negative log likelihood and its gradient with respect to the logarithms of the parameters."""

@@ -16,7 +16,14 @@ from tests.agents.comparison import searchers
 from tests.agents.comparison.searchers import registered
 from tests.agents.noisy import noisy_table
 
-SMALL = ("tables=[isic-full.parquet,phantom-full.parquet]", "seeds=3", "budget=8", "workers=1", "resamples=50")
+SMALL = (
+    "tables=[isic-full.parquet,phantom-full.parquet]",
+    "seeds=2",
+    "preferences=[0.5,null]",
+    "budget=8",
+    "workers=1",
+    "resamples=50",
+)
 
 
 @pytest.fixture
@@ -66,7 +73,7 @@ def test_a_killed_comparison_goes_on_and_a_finished_one_costs_nothing(folder: Pa
     assert (outcome.code, outcome.err) == (0, "")
     page = folder / "docs" / "comparison.md"
     text = page.read_text(encoding="utf-8")
-    assert "4 searchers on 2 tables, with 3 seeds" in text
+    assert "4 searchers on 2 tables, with 2 seeds" in text
     assert "| Zero-shot: above the interval of copy-mask |" in text
     figures = {file.stem for file in (folder / "docs" / "comparison").glob("*.png")}
     assert figures == {"evaluations", "intervals", "seconds", "improvement-1"}
@@ -90,7 +97,7 @@ def test_a_part_of_it(folder: Path) -> None:
     )
     assert (outcome.code, outcome.err) == (0, "")
     text = (folder / "part" / "comparison.md").read_text(encoding="utf-8")
-    assert "2 searchers on 1 tables" in text
+    assert "2 searchers on 1 table, with 2 seeds" in text
     assert "### Utility" not in text
     assert "(random: 3)" in text
     assert len(list((folder / "runs" / "compare").glob("*-isic-full-*.jsonl"))) == 2

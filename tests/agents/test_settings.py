@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 from agents.auditing.settings import AuditSettings
 from agents.bench import BenchSettings
 from agents.capacity.settings import MethodsSettings
+from agents.comparison.settings import CompareSettings
 from agents.finetuning.settings import FinetuneSettings
+from agents.landscape.settings import TablesSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
 from agents.tabulate import TabulateSettings
@@ -28,6 +30,8 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "validate": (ValidateSettings, []),
     "methods": (MethodsSettings, []),
     "tabulate": (TabulateSettings, []),
+    "tables": (TablesSettings, []),
+    "compare": (CompareSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 

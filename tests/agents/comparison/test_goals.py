@@ -86,7 +86,7 @@ def test_runs_that_never_arrive_are_counted_as_such() -> None:
     assert starting(found({SCRATCH: rising(0, 40), **never}), "From scratch").met is False
     verdict = starting(found({SCRATCH: flat(0.5), **never}), "From scratch")
     assert verdict.met is False
-    assert verdict.measured.startswith("not reached by most runs of policy_scratch")
+    assert verdict.measured.startswith("not reached by most runs of dyna_ppo")
 
 
 def test_few_shot_tells_its_gain() -> None:

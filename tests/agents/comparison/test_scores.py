@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,17 @@ def test_by_time_a_result_counts_when_its_evaluation_is_done() -> None:
     np.testing.assert_allclose(at[:, 1, 2, 0], [0, 0, 0.5, 0.7, 0.9, 0.9])
     assert found.seconds("x", 2) == (20, 0)
     assert found.seconds("x", 8) == (30, 0)
+
+
+def test_learning_elsewhere_stands_in_the_run_that_paid() -> None:
+    found = scores({"x": lambda t, s, p: [0.5, 0.7]})
+    paid = dataclasses.replace(found.traces["x", "table 1"][2, 0.5], searching=(61.0, 62.0))
+    traces = {**found.traces, ("x", "table 1"): {**found.traces["x", "table 1"], (2, 0.5): paid}}
+    found = dataclasses.replace(found, traces=traces)
+    assert found.slowest_start("x") == 61
+    assert found.seconds("x", 2) == (20, 0)
+    late = found.at_seconds("x", [0.5], np.asarray([70.9, 71.0, 81.9, 82.0]))[:, 1, 2, 0]
+    np.testing.assert_allclose(late, [0, 0.5, 0.5, 0.7])
 
 
 def test_anchors_are_shares_of_the_best() -> None:

@@ -69,6 +69,8 @@ def test_the_median_counts_what_never_arrived() -> None:
     assert found.value == 5
     assert found.low == 3
     assert found.high == np.inf
+    half = np.asarray([[3.0, 5, np.inf, np.inf]])
+    assert median_estimate(half, draw_seeds(["isic"], 4, 500, RNG(0))).value == np.inf
     assert median_estimate(np.full((1, 5), np.inf), draws)[:3] == (np.inf, np.inf, np.inf)
 
 
