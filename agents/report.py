@@ -13,9 +13,17 @@ from agents.session import Session
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+_CURVES = {
+    "transfer": "transfer",
+    "dyna_ppo": "from scratch",
+    "copy_mask": "copied mask",
+    "tpe": "TPE",
+    "random": "random",
+}
+
 
 def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Path:
-    """Writes ``figures/search.png`` and ``report.html``.
+    """Writes ``figures/search.png``, of a transfer ``figures/transfer.png``, and ``report.html``.
 
     Args:
         folder: Of the run.
@@ -25,7 +33,14 @@ def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Pat
     (folder / "figures").mkdir(exist_ok=True)
     figure = folder / "figures" / "search.png"
     _draw_search(figure, summary, session)
-    page = render("train.html", run=summary, rows=_rows(summary), figure=base64_text(figure.read_bytes()))
+    curves = None
+    if "transfer" in summary:
+        drawn = folder / "figures" / "transfer.png"
+        _draw_transfer(drawn, summary)
+        curves = base64_text(drawn.read_bytes())
+    page = render(
+        "train.html", run=summary, rows=_rows(summary), figure=base64_text(figure.read_bytes()), curves=curves
+    )
     report = folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
@@ -43,6 +58,36 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for name, measured in summary["metrics"].items()
     ]
+
+
+def _draw_transfer(path: Path, summary: dict[str, Any]) -> None:
+    """The best utility so far of the transfer and of its rivals, at equal distinct evaluations."""
+    transfer = summary["transfer"]
+    longest = max(curve[-1][0] for curve in transfer["curves"].values() if curve)
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for name, curve in transfer["curves"].items():
+        if not curve:
+            continue
+        counts, utilities = zip(*curve, strict=True)
+        own = name == "transfer"
+        # A searcher that has nothing more to ask keeps what it has.
+        axes.step(
+            [*counts, longest],
+            [*utilities, utilities[-1]],
+            where="post",
+            label=_CURVES.get(name, name),
+            linewidth=2.2 if own else 1.3,
+            color="crimson" if own else None,
+            zorder=3 if own else 2,
+        )
+    axes.set(
+        xlabel="distinct masks measured on the target",
+        ylabel=f"best utility so far at preference {summary['preference']:g}",
+    )
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _draw_search(path: Path, summary: dict[str, Any], session: Session) -> None:
