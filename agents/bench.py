@@ -17,6 +17,7 @@ from agents.benchmarks.methods import bench_methods
 from agents.benchmarks.metrics import bench_metrics
 from agents.benchmarks.neighbors import bench_neighbors
 from agents.benchmarks.outer import bench_environment, bench_memory, bench_store, bench_workers
+from agents.benchmarks.policy import bench_policy
 from agents.entry import entry_point
 from agents.result import git_state, hardware, versions
 from agents.settings import TrainSettings, read_settings
@@ -26,6 +27,7 @@ from rewards.errors import InputError
 BENCHMARKS: dict[str, Callable[[TrainSettings, Workbench, int], Finding]] = {
     "store": bench_store,
     "environment": bench_environment,
+    "policy": bench_policy,
     "finetune": bench_finetune,
     "generate": bench_generate,
     "evaluation": bench_evaluation,

@@ -75,9 +75,9 @@ class DynaPPO:
         belief = self.belief(problem, seed)
         with suppress(BudgetSpent):
             self._measure(problem, seed, watch, belief)
-        network = self._start(problem, seed)
-        # It starts from the sources' policy again, so that what it learned on the way, from less, is not in the way.
-        return self._practised(belief, problem, self.final, seed, network)
+        # From the sources' policy again: what it learned on the way, from less, is not in the way. And at every
+        # preference, whatever the search was for.
+        return self._practised(belief, problem, self.final, seed, self._start(problem, seed), None)
 
     def belief(self, problem: SearchProblem, seed: int) -> Belief:
         """What is believed before anything is measured."""
@@ -109,7 +109,8 @@ class DynaPPO:
         number = 0
         while True:
             if len(problem.free) > _ENUMERATED or watch is not None:
-                network = self._practised(belief, problem, self.rounds, seed + number, network)
+                settings, preference = self.rounds, problem.preference
+                network = self._practised(belief, problem, settings, seed + number, network, preference)
             if watch is not None and network is not None:
                 watch(network, belief)
             masks = self._candidates(problem, network, belief, asked, rng)
@@ -129,6 +130,7 @@ class DynaPPO:
         settings: PracticeSettings,
         seed: int,
         network: SelectionNetwork | None,
+        preference: float | None,
     ) -> SelectionNetwork:
         landscape = Landscape(problem.group_features, problem.task_features, belief.axes, problem.objective.objective)
         return practise(
@@ -136,7 +138,7 @@ class DynaPPO:
             settings,
             seed=seed,
             network=network,
-            preference=problem.preference,
+            preference=preference,
             frozen=problem.frozen,
             logger=self.logger,
         )

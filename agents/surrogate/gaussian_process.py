@@ -45,10 +45,6 @@ class Kernel:
         return np.asarray(self.amplitude**2 * np.exp(-apart) + self.linear**2 * together)
 
 
-PRIOR = Kernel(amplitude=0.25, rates=(2.0,), linear=0.35, nugget=0.05)
-"""Of axes in [0, 1] of which nothing is known."""
-
-
 @dataclass(frozen=True)
 class GaussianProcess:
     """A posterior. Build it with `condition`.
@@ -83,7 +79,7 @@ class GaussianProcess:
         return np.asarray(self.kernel.between(masks, masks) - cross.T @ cross)
 
 
-def fit_kernel(sets: list[tuple[Bits, Floats]], start: Kernel = PRIOR, *, strength: float = 4.0) -> Kernel:
+def fit_kernel(sets: list[tuple[Bits, Floats]], start: Kernel, *, strength: float = 4.0) -> Kernel:
     """Maximum a posteriori kernel of several sets of observations that share one.
 
     One set is a task in which something was measured. Several are tasks that are alike: their kernel is a prior for the
