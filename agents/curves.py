@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputFormat
 
+from agents.heat_map import heat_map
 from agents.policy import SelectionNetwork, observed, selection_probabilities, tokens
 from agents.session import Session
 from agents.surrogate.belief import Belief
@@ -18,8 +18,6 @@ from rewards.objective import hypervolume
 
 PREFERENCES = (0.1, 0.5, 0.9)
 """At which the policy is shown besides the run's own."""
-
-_CELL = 12
 
 
 class SearchCurves:
@@ -96,10 +94,3 @@ class SearchCurves:
         for name in ("distinct", "cached", "failed"):
             self.logger.record(f"evaluations/{name}", getattr(session.evaluator, name))
         self.logger.dump(session.evaluator.distinct)
-
-
-def heat_map(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """An RGB image of probabilities ``(groups, rounds)``: dark is 0, bright is 1, 12 pixels a cell."""
-    colours = matplotlib.colormaps["viridis"](probabilities)[..., :3]
-    pixels = (255 * colours).round().astype(np.uint8)
-    return np.repeat(np.repeat(pixels, _CELL, axis=0), _CELL, axis=1)

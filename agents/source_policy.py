@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agents.policy import SelectionNetwork
+from agents.practice.curves import PracticeCurves
 from agents.practice.landscape import Landscape
 from agents.practice.learner import practise
 from agents.practice.settings import PracticeSettings
@@ -34,13 +36,20 @@ class SourcePolicy:
     _networks: dict[int, SelectionNetwork] = field(default_factory=dict, compare=False, repr=False)
     _priors: dict[int, Prior] = field(default_factory=dict, compare=False, repr=False)
 
-    def network(self, seed: int) -> SelectionNetwork:
-        """The policy, at every preference."""
+    def network(self, seed: int, curves: Path | None = None) -> SelectionNetwork:
+        """The policy, at every preference.
+
+        Args:
+            seed: Of everything that is drawn.
+            curves: Folder for `PracticeCurves`, if the policy has to be learned now.
+        """
         if self.given is not None:
             return self.given
         if seed not in self._networks:
             landscapes = [self._landscape(source) for source in self.sources]
-            self._networks[seed] = practise(landscapes, self.practice, seed=seed)
+            names = [f"{source.env}-{source.task[:8]}" for source in self.sources]
+            callback = None if curves is None else PracticeCurves(landscapes, names, curves)
+            self._networks[seed] = practise(landscapes, self.practice, seed=seed, callback=callback)
         return self._networks[seed]
 
     def prior(self, seed: int) -> Prior:

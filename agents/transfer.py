@@ -109,7 +109,7 @@ def transfer(
     experiences = tuple(experience for source in sources for experience in source.experiences)
     source = SourcePolicy(experiences, practice=agent.practice, given=the_policy(sources))
     _log.info("learning from %s", ", ".join(f"{each.env} ({len(each.outcomes)} masks)" for each in experiences))
-    source.network(settings.seed)
+    source.network(settings.seed, folder.path / "tensorboard" / "practice")
     names = {"transfer", *settings.rivals}
     totals = {"search": settings.budget.evaluations + 2, "final table": 3}
     totals |= dict.fromkeys(settings.rivals, settings.budget.evaluations)
