@@ -14,12 +14,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _CURVES = {
-    "transfer": "transfer",
-    "dyna_ppo": "from scratch",
-    "copy_mask": "copied mask",
-    "tpe": "TPE",
-    "random": "random",
+    "transfer": ("transfer", "crimson"),
+    "dyna_ppo": ("from scratch", "tab:blue"),
+    "copy_mask": ("copied mask", "tab:orange"),
+    "tpe": ("TPE", "tab:green"),
+    "random": ("random", "0.5"),
 }
+"""Label and colour of the usual ones; others have their name, and a colour of the cycle."""
 
 
 def write_report(folder: Path, summary: dict[str, Any], session: Session) -> Path:
@@ -69,15 +70,15 @@ def _draw_transfer(path: Path, summary: dict[str, Any]) -> None:
         if not curve:
             continue
         counts, utilities = zip(*curve, strict=True)
-        own = name == "transfer"
+        own, (label, colour) = name == "transfer", _CURVES.get(name, (name, None))
         # A searcher that has nothing more to ask keeps what it has.
         axes.step(
             [*counts, longest],
             [*utilities, utilities[-1]],
             where="post",
-            label=_CURVES.get(name, name),
+            label=label,
             linewidth=2.2 if own else 1.3,
-            color="crimson" if own else None,
+            color=colour,
             zorder=3 if own else 2,
         )
     axes.set(

@@ -51,6 +51,7 @@ SEARCHERS: Mapping[str, Factory] = {
     "evolution": _blind("evolution", "RegularizedEvolution"),
     "local_search": _blind("local_search", "LocalSearch"),
     "predictor": _blind("predictor", "NeuralPredictor"),
+    "ppo": _blind("plain_ppo", "PlainPPO"),
     "dyna_ppo": _blind("dyna_ppo", "DynaPPO"),
     "policy": _informed("policy", "policy_of"),
     "copy_mask": _informed("copying", "CopyMask"),

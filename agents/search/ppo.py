@@ -18,7 +18,13 @@ from envs.vector import SelectionVecEnv
 
 
 def learn(
-    env: SelectionVecEnv, settings: PPOSettings, *, budget: int, seed: int, tensorboard: Path, callback: BaseCallback
+    env: SelectionVecEnv,
+    settings: PPOSettings,
+    *,
+    budget: int,
+    seed: int,
+    tensorboard: Path | None,
+    callback: BaseCallback,
 ) -> SelectionNetwork:
     """Learns until the evaluator's budget is spent, or the policy keeps asking for masks that it knows.
 
@@ -31,7 +37,7 @@ def learn(
         settings: PPO's.
         budget: Distinct evaluations.
         seed: Of the weights, the actions and the minibatches.
-        tensorboard: Folder for the curves; this is its only writer.
+        tensorboard: Folder for the curves, of which this is the only writer; None for none.
         callback: Called by SB3.
     """
     horizon = env.envs[0].horizon
@@ -53,7 +59,8 @@ def learn(
         seed=seed,
         device="cpu",
     )
-    model.set_logger(Logger(str(tensorboard), [TensorBoardOutputFormat(str(tensorboard))]))
+    folder = None if tensorboard is None else str(tensorboard)
+    model.set_logger(Logger(folder, [TensorBoardOutputFormat(folder)] if folder else []))
     try:
         model.learn(budget * settings.max_episodes * horizon, callback=callback, log_interval=1)
     except BudgetSpent:

@@ -18,7 +18,7 @@ from tests.agents.search.conformance import TOGGLES, check_searcher
 from tests.agents.search.problems import Invented
 
 WITHOUT_CHANCE = {"all_on", "all_off", "single_best", "gradient_ranking", "copy_mask", "copy_mean_mask"}
-IMPATIENT = {"nsga2", "nsga2_reference"}
+IMPATIENT = {"nsga2", "nsga2_reference", "ppo"}
 EXPERIENCES = [Invented(TOGGLES, seed).experience(f"task {seed}") for seed in (5, 6)]
 
 
