@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from stable_baselines3 import PPO
 
-from agents.policy import SelectionNetwork, TokenLayout, selection_probabilities
+from agents.policy import GroupTokenPolicy, SelectionNetwork, TokenLayout, selection_probabilities
 from envs.task import Mask
 from rewards.errors import InputError
 
@@ -63,6 +64,31 @@ class ExportedPolicy:
     ) -> Mask:
         """The likeliest mask: the groups whose probability is above one half. See `probabilities`."""
         return tuple(bool(p > 0.5) for p in self.probabilities(groups, task, preference, frozen))
+
+
+def load_archive(path: str | Path, *, trusted: bool) -> SelectionNetwork:
+    """The network of a zip that stable-baselines3 wrote with `GroupTokenPolicy`. **Loading one runs code from it.**
+
+    Args:
+        path: The file.
+        trusted: What the user says of it.
+
+    Raises:
+        InputError: If it is not trusted, cannot be read, or holds another policy.
+    """
+    if not trusted:
+        raise InputError(
+            f"{path} is a zip of stable-baselines3, and loading one runs code from it",
+            "name a run folder; if you made it yourself, trust_zip=true",
+        )
+    try:
+        policy = PPO.load(path, device="cpu").policy
+    except Exception as error:  # what unpickling somebody's file raises cannot be listed
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} does not load: {reason}", "save it again with PPO.save") from error
+    if not isinstance(policy, GroupTokenPolicy):
+        raise InputError(f"{path} holds a {type(policy).__name__}", "name one that was trained with GroupTokenPolicy")
+    return policy.network.eval()
 
 
 def save_policy(folder: Path, policy: ExportedPolicy) -> None:

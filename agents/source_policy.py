@@ -20,7 +20,7 @@ class SourcePolicy:
     """Learns from sources when it is first asked, once for each seed.
 
     Attributes:
-        sources: At least one, all with the same features.
+        sources: All with the same features; none only for a policy that is given.
         practice: Of the policy, on all of them at once.
         ensemble: Of the prior's mean.
         smooth: Whether the policy practises on what a model makes of each source, rather than on the bare
@@ -55,7 +55,7 @@ class SourcePolicy:
     def prior(self, seed: int) -> Prior:
         """What to believe of the next task."""
         if seed not in self._priors:
-            self._priors[seed] = learn_prior(self.sources, self.ensemble, seed)
+            self._priors[seed] = learn_prior(self.sources, self.ensemble, seed) if self.sources else NOTHING_KNOWN
         return self._priors[seed]
 
     def _landscape(self, source: Experience) -> Landscape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.experience_file import load_experience
-from agents.export import ExportedPolicy, load_policy
+from agents.export import ExportedPolicy, load_archive, load_policy
 from agents.lookup import known_tables, read_table
 from agents.policy import SelectionNetwork
 from agents.search.base import Experience
@@ -32,24 +32,30 @@ class Source:
     policy: ExportedPolicy | None = None
 
 
-def find_sources(names: Sequence[str], settings: TrainSettings, bench: Workbench) -> list[Source]:
+def find_sources(
+    names: Sequence[str], settings: TrainSettings, bench: Workbench, *, trust_zip: bool = False
+) -> list[Source]:
     """Everything that the transfer may learn from.
 
     A folder is a finished train or transfer run. Any other name is a data set's: all tables of it with the target's
     backbone are taken, those of the target's group scheme alone if there are any; without a table, the newest finished
-    run on it under ``run_dir``.
+    run on it under ``run_dir``. A file ``*.zip`` is a policy that stable-baselines3 saved, without any measurements.
 
     Args:
         names: Items of ``src=``.
         settings: Of the transfer, whose ``env`` is the target.
         bench: The target.
+        trust_zip: Whether code from a zip may run.
 
     Raises:
         InputError: If there is none, a source is the target, or it has other features than the target.
     """
     if not names:
         raise InputError("src is not given", "name a run folder or a data set: src=<run or env>[,<another>]")
-    sources = [_source(name, settings, bench) for name in names]
+    archives = [name for name in names if name.endswith(".zip")]
+    if archives and len(names) > 1:
+        raise InputError(f"src={','.join(names)}: a zip holds no measurements to learn from", "name it alone")
+    sources = [_archive(name, bench, trust_zip) if archives else _source(name, settings, bench) for name in names]
     for source in sources:
         for experience in source.experiences:
             _check(source, experience, bench)
@@ -82,6 +88,19 @@ def _source(name: str, settings: TrainSettings, bench: Workbench) -> Source:
         f"src={name} is no folder of a run, and no data set with tables or finished runs under {settings.run_dir}",
         f"train on it first: python -m agents.train env={name}",
     )
+
+
+def _archive(name: str, bench: Workbench, trusted: bool) -> Source:
+    network = load_archive(name, trusted=trusted)
+    layout = network.layout
+    given = layout.group_features, layout.task_features
+    wanted = len(bench.group_feature_names), len(bench.task_feature_names)
+    if given != wanted:
+        raise InputError(
+            f"src={name} was made for {given[0]} group and {given[1]} task features, this version has {wanted}",
+            "train it again with this version",
+        )
+    return Source(name, (), ExportedPolicy(network, bench.group_feature_names, bench.task_feature_names))
 
 
 def _run(folder: Path) -> Source:

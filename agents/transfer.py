@@ -43,10 +43,12 @@ class TransferSettings(TrainSettings):
     Attributes:
         src: Run folders and names of data sets.
         rivals: Searchers that get as many evaluations of the target, to compare with.
+        trust_zip: Whether a policy may come from a zip of stable-baselines3, which runs code from it.
     """
 
     src: list[str] = dataclasses.field(default_factory=list)
     rivals: list[str] = dataclasses.field(default_factory=list)
+    trust_zip: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +73,10 @@ def application(config: DictConfig) -> None:
     settings = read_settings(config, TransferSettings)
     config.store.path = str(Path(settings.store.path).absolute())
     bench = prepare(settings)
-    sources = find_sources(settings.src, settings, bench)
+    sources = find_sources(settings.src, settings, bench, trust_zip=settings.trust_zip)
     experiences = [experience for source in sources for experience in source.experiences]
-    if len(experiences[0].group_features) != len(bench.search.groups):
-        # Its masks have another length: there is nothing to copy.
+    if {len(each.group_features) for each in experiences} != {len(bench.search.groups)}:
+        # No masks, or masks of another length: there is nothing to copy.
         settings = dataclasses.replace(settings, rivals=[name for name in settings.rivals if name != "copy_mask"])
     for name in settings.rivals:
         find_searcher(name, experiences)

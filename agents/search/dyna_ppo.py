@@ -82,7 +82,8 @@ class DynaPPO:
     def belief(self, problem: SearchProblem, seed: int) -> Belief:
         """What is believed before anything is measured."""
         prior = NOTHING_KNOWN if self.source is None else self.source.prior(seed)
-        return Belief(prior, problem.group_features, problem.task_features, adapt=self.source is None)
+        learned = self.source is not None and bool(self.source.sources)
+        return Belief(prior, problem.group_features, problem.task_features, adapt=not learned)
 
     def _measure(self, problem: SearchProblem, seed: int, watch: Watch | None, belief: Belief | None = None) -> None:
         belief = belief or self.belief(problem, seed)
