@@ -12,7 +12,7 @@ from agents.comparison.runs import compute, result_files, targets_of
 from agents.comparison.scores import Scores
 from agents.comparison.settings import CompareSettings
 from agents.entry import entry_point
-from agents.search import SEARCHERS, find_searcher
+from agents.search import SEARCHERS, VARIANTS, find_searcher
 from agents.settings import read_settings
 from agents.tables import table_files
 
@@ -21,7 +21,7 @@ from agents.tables import table_files
 def main(config: DictConfig) -> None:
     """Makes the runs that are missing, then writes the page from the files of all of them."""
     settings = read_settings(config, CompareSettings)
-    names = settings.names(list(SEARCHERS))
+    names = settings.names(list(SEARCHERS), list(VARIANTS))
     targets = targets_of(settings, table_files(settings.tables))
     files = result_files(settings, names, targets, find_searcher)
     runs = len(targets) * settings.seeds * len(settings.preferences)

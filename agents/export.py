@@ -67,7 +67,7 @@ class ExportedPolicy:
 
 
 def load_archive(path: str | Path, *, trusted: bool) -> SelectionNetwork:
-    """The network of a zip that stable-baselines3 wrote with `GroupTokenPolicy`. **Loading one runs code from it.**
+    """The network of a zip that stable-baselines3 wrote with `GroupTokenPolicy`; loading one **runs code from it**.
 
     Args:
         path: The file.

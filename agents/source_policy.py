@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agents.policy import SelectionNetwork
 from agents.practice.curves import PracticeCurves
@@ -25,13 +28,15 @@ class SourcePolicy:
         ensemble: Of the prior's mean.
         smooth: Whether the policy practises on what a model makes of each source, rather than on the bare
             measurements. A source of which not every mask was measured is always modelled.
+        blind: Whether the policy sees nothing of the task as a whole, for an ablation.
         given: A policy that was learned from them before; None to learn one.
     """
 
-    sources: tuple[Experience, ...]
+    sources: tuple[Experience, ...] = field(repr=False)
     practice: PracticeSettings = field(default_factory=PracticeSettings)
     ensemble: SetEnsembleSettings = field(default_factory=SetEnsembleSettings)
     smooth: bool = True
+    blind: bool = False
     given: SelectionNetwork | None = None
     _networks: dict[int, SelectionNetwork] = field(default_factory=dict, compare=False, repr=False)
     _priors: dict[int, Prior] = field(default_factory=dict, compare=False, repr=False)
@@ -46,7 +51,7 @@ class SourcePolicy:
         if self.given is not None:
             return self.given
         if seed not in self._networks:
-            landscapes = [self._landscape(source) for source in self.sources]
+            landscapes = [self._seen(self._landscape(source)) for source in self.sources]
             names = [f"{source.env}-{source.task[:8]}" for source in self.sources]
             callback = None if curves is None else PracticeCurves(landscapes, names, curves)
             self._networks[seed] = practise(landscapes, self.practice, seed=seed, callback=callback)
@@ -57,6 +62,13 @@ class SourcePolicy:
         if seed not in self._priors:
             self._priors[seed] = learn_prior(self.sources, self.ensemble, seed) if self.sources else NOTHING_KNOWN
         return self._priors[seed]
+
+    def task_seen(self, task_features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the policy sees of a task as a whole, ``(t,)``."""
+        return np.zeros_like(task_features) if self.blind else task_features
+
+    def _seen(self, landscape: Landscape) -> Landscape:
+        return replace(landscape, task_features=self.task_seen(landscape.task_features))
 
     def _landscape(self, source: Experience) -> Landscape:
         complete = len(source.outcomes) == 2 ** len(source.group_features)

@@ -1,4 +1,4 @@
-"""``docs/comparison.md``, written from the files of runs alone."""
+"""``docs/comparison.md`` and pages like it, written from the files of runs alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from agents.markdown import prose, table
 from rewards.errors import InputError
 from rewards.estimate import Estimate
 
-NAME = "comparison.md"
-_FIGURES = "comparison"
 _COUNTS = (1, 4, 8, 16, 32, 64, 128)
 """Numbers of evaluations that the tables quote."""
 _MET = {True: "**met**", False: "**not met**", None: "not measured"}
@@ -33,7 +31,8 @@ def write_document(folder: Path, scores: Scores) -> Path:
     Raises:
         InputError: If the folder cannot be written.
     """
-    path, figures = folder / NAME, folder / _FIGURES
+    page = scores.settings.page
+    path, figures = folder / f"{page}.md", folder / page
     counts = [n for n in _COUNTS if n <= scores.settings.budget]
     try:
         figures.mkdir(parents=True, exist_ok=True)
@@ -108,8 +107,9 @@ def _goals(scores: Scores) -> str:
 
 def _headline(scores: Scores, counts: Sequence[int]) -> Iterator[str]:
     yield "## What is found, by evaluations\n"
-    yield f"![Found against evaluations]({_FIGURES}/evaluations.png)\n"
-    yield f"![Intervals]({_FIGURES}/intervals.png)\n"
+    page = scores.settings.page
+    yield f"![Found against evaluations]({page}/evaluations.png)\n"
+    yield f"![Intervals]({page}/intervals.png)\n"
     if scores.weights:
         anchor = float(iqm(scores.anchors().reshape(-1)))
         yield "### Utility\n"
@@ -170,7 +170,7 @@ def _improvement(scores: Scores, figures: Path, counts: Sequence[int]) -> Iterat
         }
         matrix = np.asarray([[found[x, y].value if x != y else np.nan for y in names] for x in names])
         draw_improvement(figures / f"improvement-{count}.png", names, matrix, f"utility after {count}")
-        yield f"![Probability of improvement after {count}]({_FIGURES}/improvement-{count}.png)\n"
+        yield f"![Probability of improvement after {count}]({scores.settings.page}/improvement-{count}.png)\n"
         rows = [(x, *(_text(found[x, y], 2) if x != y else "" for y in names)) for x in names]
         title = f"After {count}: how likely the row's run is better than the column's, with intervals"
         yield f"<details><summary>{title}</summary>\n\n{table(('', *names), rows)}\n</details>\n"
@@ -190,7 +190,12 @@ def _seconds(scores: Scores, counts: Sequence[int]) -> str:
         most before the first* has it, and so have the curves, in the runs that paid."""
     header = ("searcher", "before the first", "at most before the first", f"fine-tunes, {last}", f"searching, {last}")
     return "\n".join(
-        ["## Seconds\n", f"![Found against minutes]({_FIGURES}/seconds.png)\n", table(header, rows), prose(how)]
+        [
+            "## Seconds\n",
+            f"![Found against minutes]({scores.settings.page}/seconds.png)\n",
+            table(header, rows),
+            prose(how),
+        ]
     )
 
 

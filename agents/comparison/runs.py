@@ -21,6 +21,7 @@ from agents.lookup import read_table
 from agents.result import git_state, hardware, versions
 from agents.search.base import Experience, Searcher
 from agents.search.experience import anchored_at, experience_of, measured_axes
+from agents.source_policy import SourcePolicy
 from envs.evaluators.pool import cores
 from envs.evaluators.table import EvaluationTable
 from envs.seeding import derive_seed
@@ -108,7 +109,7 @@ def identity(settings: CompareSettings, name: str, target: Target, find: FindSea
         "searcher": name,
         "settings": searcher_settings(searcher),
         "table": _fingerprint(target.path, settings.objective),
-        "sources": [_fingerprint(path, settings.objective) for path in target.sources],
+        "sources": [_fingerprint(path, settings.objective) for path in target.sources if _learns(searcher)],
         "budget": settings.budget_of(name),
         "code": CODE_VERSION,
     }
@@ -116,14 +117,23 @@ def identity(settings: CompareSettings, name: str, target: Target, find: FindSea
 
 def searcher_settings(searcher: Searcher) -> dict[str, str]:
     """The fields of a dataclass, but for what it learns from; of another class nothing, it has no settings."""
+    return {name: repr(value) for name, value in _fields(searcher).items() if not _experiences(value)}
+
+
+def _learns(searcher: Searcher) -> bool:
+    """Whether it looks at other tasks: only then do their tables decide what it asks for."""
+    values = _fields(searcher).values()
+    return any(_experiences(value) or isinstance(value, SourcePolicy) for value in values)
+
+
+def _fields(searcher: Searcher) -> dict[str, Any]:
     if not dataclasses.is_dataclass(searcher):
         return {}
-    values = {field.name: getattr(searcher, field.name) for field in dataclasses.fields(searcher) if field.init}
-    return {
-        name: repr(value)
-        for name, value in values.items()
-        if not (isinstance(value, Sequence) and any(isinstance(each, Experience) for each in value))
-    }
+    return {field.name: getattr(searcher, field.name) for field in dataclasses.fields(searcher) if field.init}
+
+
+def _experiences(value: object) -> bool:
+    return isinstance(value, Sequence) and any(isinstance(each, Experience) for each in value)
 
 
 def compute(

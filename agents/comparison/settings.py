@@ -27,6 +27,7 @@ class CompareSettings:
         budget: Distinct evaluations of a run.
         preferences: Weights of privacy; None for a search for the whole front.
         run_dir: Runs are kept in ``compare`` below it.
+        page: Name of the page, without ``.md``.
         searchers: Names; None for all.
         tables: Files; None for those that ship.
         env: The data source to search in, of which the name alone counts; None for each in turn. The others are what
@@ -42,6 +43,7 @@ class CompareSettings:
     budget: Count
     preferences: list[Preference | None]
     run_dir: str
+    page: str = "comparison"
     searchers: list[str] | None = None
     tables: list[str] | None = None
     env: EnvSettings | None = None
@@ -75,16 +77,18 @@ class CompareSettings:
         """The preferences that are one."""
         return tuple(preference for preference in self.preferences if preference is not None)
 
-    def names(self, known: Sequence[str]) -> list[str]:
+    def names(self, usual: Sequence[str], others: Sequence[str] = ()) -> list[str]:
         """The searchers to compare.
 
         Args:
-            known: All there are.
+            usual: Those that are compared if none is named.
+            others: Those that have to be named.
 
         Raises:
             InputError: If one is not known.
         """
-        names = list(known) if self.searchers is None else self.searchers
+        known = [*usual, *others]
+        names = list(usual) if self.searchers is None else self.searchers
         for key, given in (("searchers", names), ("budgets", list(self.budgets))):
             if unknown := [name for name in given if name not in known]:
                 raise InputError(f"{key}= names {', '.join(unknown)}", f"choose among {', '.join(known)}")

@@ -32,6 +32,16 @@ def _informed(module: str, kind: str) -> Factory:
     return make
 
 
+def _variant(name: str) -> Factory:
+    """The policy without one of its parts."""
+
+    def make(experiences: Sequence[Experience]) -> Searcher:
+        searcher: Searcher = _find("policy", "variant_of")(name, tuple(experiences))
+        return searcher
+
+    return make
+
+
 def _find(module: str, kind: str) -> Callable[..., Searcher]:
     # Imported at first use: Optuna and torch take longer to import than most searches run.
     found: Callable[..., Searcher] = getattr(import_module(f"{__name__}.{module}"), kind)
@@ -59,17 +69,30 @@ SEARCHERS: Mapping[str, Factory] = {
 }
 """Every searcher by the name that users write."""
 
+VARIANTS: Mapping[str, Factory] = {
+    name: _variant(name)
+    for name in (
+        "policy_without_ppo",
+        "policy_without_cloning",
+        "policy_without_blur",
+        "policy_without_smoothing",
+        "policy_without_task",
+    )
+}
+"""The policy without one of its parts each, for ablations."""
+
 
 def find_searcher(name: str, experiences: Sequence[Experience] = ()) -> Searcher:
     """The searcher of that name, with its default settings.
 
     Args:
-        name: A name in `SEARCHERS`.
+        name: A name in `SEARCHERS` or `VARIANTS`.
         experiences: What is known of other tasks; searchers that begin from nothing do not look at it.
 
     Raises:
         InputError: If there is no such searcher, or it copies masks and there is nothing to copy from.
     """
-    if name not in SEARCHERS:
+    known = {**SEARCHERS, **VARIANTS}
+    if name not in known:
         raise InputError(f"searcher={name} is unknown", f"choose among {', '.join(SEARCHERS)}")
-    return SEARCHERS[name](experiences)
+    return known[name](experiences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -62,6 +63,9 @@ class DynaPPO:
 
     def search(self, problem: SearchProblem, seed: int) -> None:
         """See `Searcher.search`."""
+        if self.source is not None:
+            seen = self.source.task_seen(problem.task_features)
+            problem = dataclasses.replace(problem, task_features=seen)
         self._measure(problem, seed, None)
 
     def learn(self, problem: SearchProblem, seed: int, watch: Watch | None = None) -> SelectionNetwork:

@@ -1,13 +1,16 @@
-"""The reusable policy among the searchers: `DynaPPO` with everything that is known of other tasks."""
+"""The reusable policy among the searchers, whole and with one part left out at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 from agents.search.base import Experience
 from agents.search.dyna_ppo import DynaPPO
 from agents.source_policy import SourcePolicy
 from rewards.errors import InputError
+
+Change = Callable[[SourcePolicy], SourcePolicy]
 
 
 def policy_of(experiences: Sequence[Experience]) -> DynaPPO:
@@ -16,6 +19,37 @@ def policy_of(experiences: Sequence[Experience]) -> DynaPPO:
     Raises:
         InputError: If there are none.
     """
+    return _policy(experiences, "policy", lambda whole: whole)
+
+
+def variant_of(name: str, experiences: Sequence[Experience]) -> DynaPPO:
+    """The same without the part that the name says, see `WITHOUT`.
+
+    Raises:
+        InputError: As `policy_of`.
+    """
+    return _policy(experiences, name, WITHOUT[name])
+
+
+def _policy(experiences: Sequence[Experience], name: str, change: Change) -> DynaPPO:
     if not experiences:
-        raise InputError("searcher=policy has nothing to learn from", "name sources, or choose dyna_ppo")
-    return DynaPPO(source=SourcePolicy(tuple(experiences)), name="policy")
+        raise InputError(f"searcher={name} has nothing to learn from", "name sources, or choose dyna_ppo")
+    return DynaPPO(source=change(SourcePolicy(tuple(experiences))), name=name)
+
+
+def _practice(**settings: float) -> Change:
+    def change(whole: SourcePolicy) -> SourcePolicy:
+        return dataclasses.replace(whole, practice=dataclasses.replace(whole.practice, **settings))  # type: ignore[arg-type]
+
+    return change
+
+
+WITHOUT: Mapping[str, Change] = {
+    "policy_without_ppo": _practice(updates=0),
+    "policy_without_cloning": _practice(cloning=0),
+    "policy_without_blur": _practice(blur=0.0),
+    "policy_without_smoothing": lambda whole: dataclasses.replace(whole, smooth=False),
+    "policy_without_task": lambda whole: dataclasses.replace(whole, blind=True),
+}
+"""What an ablation leaves out: PPO after cloning; cloning before PPO; noise on features; the model of each source,
+whose bare measurements are then practised on; the description of the task."""

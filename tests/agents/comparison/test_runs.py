@@ -117,7 +117,6 @@ def test_what_decides_a_run(paths: list[Path], tmp_path: Path) -> None:
     others = [
         identity(settings, "copy_mask", full, find_searcher),
         identity(settings, "random", lora, find_searcher),
-        identity(settings, "random", dataclasses.replace(full, sources=(phantom.path, lora.path)), find_searcher),
         identity(dataclasses.replace(settings, budget=5), "random", full, find_searcher),
         identity(
             dataclasses.replace(settings, reward=RewardSettings([], [], ["kid"], ["membership"], rho=0.1)),
@@ -127,6 +126,10 @@ def test_what_decides_a_run(paths: list[Path], tmp_path: Path) -> None:
         ),
     ]
     assert all(known != other for other in others)
+    more = dataclasses.replace(full, sources=(phantom.path, lora.path))
+    assert identity(settings, "random", more, find_searcher) == known, "it does not look at other tables"
+    copied = (identity(settings, "copy_mask", target, find_searcher) for target in (full, more))
+    assert next(copied) != next(copied)
 
 
 def test_settings_are_fields_without_what_is_learned_from(paths: list[Path], tmp_path: Path) -> None:
