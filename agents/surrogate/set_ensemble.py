@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.search.base import Experience
+from agents.threads import one_thread
 from envs.seeding import derive_seed
 
 Floats = NDArray[np.float64]
@@ -53,7 +54,8 @@ class SetEnsemble:
         """Mean over the members: quality and privacy of masks ``(n, g)``, as ``(n, 2)``, not confined to [0, 1]."""
         groups, task = torch.from_numpy(group_features), torch.from_numpy(task_features)
         bits = torch.as_tensor(np.asarray(masks, dtype=np.float32))
-        found = [member(groups, task, bits) for member in self.members]
+        with one_thread():
+            found = [member(groups, task, bits) for member in self.members]
         return np.asarray(torch.stack(found).mean(0).double().numpy())
 
 
@@ -70,7 +72,7 @@ def learn_ensemble(sources: Sequence[Experience], settings: SetEnsembleSettings,
     scale_task = torch.stack([task for _, task, *_ in tasks]).std(0, correction=0)
     members = []
     for number in range(settings.members):
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(derive_seed(seed, "set ensemble", number) % 2**63)
             member = _SetNetwork(len(scale_groups), len(scale_task), settings.width)
             optimizer = torch.optim.AdamW(
