@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 
+from agents.chance import chance_of_its_own
 from agents.policy import GroupTokenPolicy, MaskableGroupTokenPolicy, SelectionNetwork, TokenLayout, tokens
 from agents.practice.landscape import Landscape, LandscapeEvaluator
 from agents.practice.settings import PracticeSettings
@@ -46,35 +47,35 @@ def practise(
         callback: Called by stable-baselines3.
         logger: Takes its diagnostics, without writing them down; None drops them.
     """
-    env = _environment(landscapes, settings, seed, preference, frozen)
-    masked = any(frozen)
-    algorithm: type[Any] = MaskablePPO if masked else PPO
-    model = algorithm(
-        MaskableGroupTokenPolicy if masked else GroupTokenPolicy,
-        env,
-        learning_rate=lambda left: settings.learning_rate * left,
-        n_steps=settings.episodes,
-        batch_size=settings.episodes * settings.environments,
-        n_epochs=settings.epochs,
-        gamma=1.0,
-        gae_lambda=1.0,
-        clip_range=settings.clip_range,
-        ent_coef=settings.entropy,
-        vf_coef=settings.value,
-        policy_kwargs={"width": settings.width if network is None else network.layout.width},
-        seed=derive_seed(seed, "practice") % 2**31,
-        device="cpu",
-    )
-    model.set_logger(logger or Logger(None, []))
-    learned: SelectionNetwork = model.policy.network
-    if network is not None:
-        learned.load_state_dict(network.state_dict())
-    elif settings.cloning:
-        _clone(learned, env, landscapes, settings, seed, preference)
-    steps = settings.updates * settings.episodes * settings.environments
-    callbacks = [_FadingEntropy(settings.entropy), *([callback] if callback else [])]
-    if steps:
-        with one_thread():
+    with chance_of_its_own(), one_thread():
+        env = _environment(landscapes, settings, seed, preference, frozen)
+        masked = any(frozen)
+        algorithm: type[Any] = MaskablePPO if masked else PPO
+        model = algorithm(
+            MaskableGroupTokenPolicy if masked else GroupTokenPolicy,
+            env,
+            learning_rate=lambda left: settings.learning_rate * left,
+            n_steps=settings.episodes,
+            batch_size=settings.episodes * settings.environments,
+            n_epochs=settings.epochs,
+            gamma=1.0,
+            gae_lambda=1.0,
+            clip_range=settings.clip_range,
+            ent_coef=settings.entropy,
+            vf_coef=settings.value,
+            policy_kwargs={"width": settings.width if network is None else network.layout.width},
+            seed=derive_seed(seed, "practice") % 2**31,
+            device="cpu",
+        )
+        model.set_logger(logger or Logger(None, []))
+        learned: SelectionNetwork = model.policy.network
+        if network is not None:
+            learned.load_state_dict(network.state_dict())
+        elif settings.cloning:
+            _clone(learned, env, landscapes, settings, seed, preference)
+        steps = settings.updates * settings.episodes * settings.environments
+        callbacks = [_FadingEntropy(settings.entropy), *([callback] if callback else [])]
+        if steps:
             model.learn(steps, callback=CallbackList(callbacks), log_interval=None)
     return learned.eval()
 
