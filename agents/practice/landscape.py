@@ -63,11 +63,14 @@ class Landscape:
             unit.objective, unit.quality, unit.privacy, (), tuple(utilities.mean(axis=1)), tuple(spread)
         )
 
-    def best(self, preference: float) -> Mask:
-        """The mask of highest utility among `masks`."""
-        quality, privacy = self.axes(self.masks).T
+    def best(self, preference: float, frozen: Sequence[bool] = ()) -> Mask:
+        """The mask of highest utility among those of `masks` in which what is ``frozen`` is off."""
+        allowed = self.masks
+        if any(frozen):
+            allowed = np.unique(allowed & ~np.asarray(frozen, dtype=bool), axis=0)
+        quality, privacy = self.axes(allowed).T
         best = int(np.argmax(utilities_at(unit_objective(self.objective), quality, privacy, preference)))
-        return tuple(self.masks[best].tolist())
+        return tuple(allowed[best].tolist())
 
     @classmethod
     def of_table(cls, experience: Experience) -> Landscape:

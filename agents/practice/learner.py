@@ -72,7 +72,7 @@ def practise(
         if network is not None:
             learned.load_state_dict(network.state_dict())
         elif settings.cloning:
-            _clone(learned, env, landscapes, settings, seed, preference)
+            _clone(learned, env, landscapes, settings, seed, preference, frozen)
         steps = settings.updates * settings.episodes * settings.environments
         callbacks = [_FadingEntropy(settings.entropy), *([callback] if callback else [])]
         if steps:
@@ -142,11 +142,12 @@ def _clone(
     settings: PracticeSettings,
     seed: int,
     preference: float | None,
+    frozen: Sequence[bool],
 ) -> None:
     """Behaviour cloning of each task's best masks over a grid of preferences."""
     rng = np.random.default_rng(derive_seed(seed, "cloning"))
     grid = np.linspace(0, 1, 21) if preference is None else np.asarray([preference])
-    best = np.asarray([[landscape.best(w) for w in grid] for landscape in landscapes], dtype=np.float32)
+    best = np.asarray([[landscape.best(w, frozen) for w in grid] for landscape in landscapes], dtype=np.float32)
     observations = [each.observation() for each in env.envs]
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     for _ in range(settings.cloning):
