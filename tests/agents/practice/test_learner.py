@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.policy import SelectionNetwork, selection_probabilities
+from agents.practice.landscape import Landscape
+from agents.practice.learner import new_network, practise
+from agents.practice.settings import PracticeSettings
+from tests.agents.search.problems import Invented
+
+INVENTED = [Invented(6, seed) for seed in range(3)]
+LANDSCAPES = [Landscape.of_table(each.experience(f"task {i}")) for i, each in enumerate(INVENTED)]
+QUICK = PracticeSettings(environments=6, episodes=2, updates=3, epochs=2, width=16, cloning=5)
+WEIGHTS = (0.25, 0.5, 0.75)
+
+
+def weights(network: SelectionNetwork) -> list[Tensor]:
+    return [tensor.clone() for tensor in network.state_dict().values()]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def probabilities(
+    network: SelectionNetwork, landscape: Landscape, preference: float = 0.5, frozen: tuple[bool, ...] = ()
+) -> NDArray[np.float32]:
+    return selection_probabilities(network, landscape.group_features, landscape.task_features, preference, frozen)
+
+
+def mean_share_of_best(network: SelectionNetwork, frozen: tuple[bool, ...] = (), *, fair: bool = False) -> float:
+    """Expected utility of the policy's masks as a share of the best's, over tasks and preferences."""
+    shares = []
+    off = np.asarray(frozen or (False,) * 6)
+    for invented, landscape in zip(INVENTED, LANDSCAPES, strict=True):
+        for w in WEIGHTS:
+            p = np.where(off, 0, 0.5) if fair else probabilities(network, landscape, w, frozen)
+            utilities = {mask: invented.objective.utility(axes, w) for mask, axes in invented.axes.items()}
+            allowed = [mask for mask in utilities if not (np.asarray(mask) & off).any()]
+            expected = sum(np.where(mask, p, 1 - p).prod() * utilities[mask] for mask in allowed)
+            shares.append(float(expected) / max(utilities[mask] for mask in allowed))
+    return float(np.mean(shares))
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_seed_another() -> None:
+    first = weights(practise(LANDSCAPES, QUICK, seed=1))
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002  # what stable-baselines3 draws from
+    assert equal(weights(practise(LANDSCAPES, QUICK, seed=1)), first)
+    assert not equal(weights(practise(LANDSCAPES, QUICK, seed=2)), first)
+
+
+def test_nobody_elses_chance_or_threads_are_touched() -> None:
+    torch.set_num_threads(2)
+    try:
+        before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+        practise(LANDSCAPES, QUICK, seed=1)
+        after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(before[0], after[0])
+    assert str(before[1]) == str(after[1])
+    assert before[2] == after[2]
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_it_takes_one_thread_whatever_the_caller_has(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    seen: set[int] = set()
+    latent = SelectionNetwork.actor_latent
+
+    def watched(self: SelectionNetwork, token: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return latent(self, token)
+
+    monkeypatch.setattr(SelectionNetwork, "actor_latent", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        practise(LANDSCAPES, PracticeSettings(environments=3, episodes=1, updates=updates, cloning=2), seed=0)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
+def test_a_given_network_is_where_it_starts_and_is_left_as_it_is() -> None:
+    given = new_network(LANDSCAPES[0], 24, seed=3)
+    before = weights(given)
+    idle = PracticeSettings(environments=3, episodes=1, updates=0)
+    assert equal(weights(practise(LANDSCAPES, idle, seed=0, network=given)), before), "no updates, and no cloning"
+    learned = practise(LANDSCAPES, QUICK, seed=0, network=given)
+    assert not equal(weights(learned), before)
+    assert equal(weights(given), before)
+    assert learned.layout.width == 24, "the network's, not the settings'"
+
+
+def test_a_new_network_is_a_function_of_its_seed() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (new_network(LANDSCAPES[0], 16, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert equal(weights(first), weights(again))
+    assert not equal(weights(first), weights(other))
+    assert np.abs(probabilities(first, LANDSCAPES[0]) - 0.5).max() < 0.05
+
+
+def test_practice_finds_good_masks_of_several_tasks_at_all_preferences() -> None:
+    settings = PracticeSettings(
+        environments=24, episodes=4, updates=100, learning_rate=6e-3, cloning=0, width=32, blur=0.0
+    )
+    learned = practise(LANDSCAPES, settings, seed=0)
+    start = mean_share_of_best(learned, fair=True)
+    assert mean_share_of_best(learned) > start + 0.4 * (1 - start), start
+
+
+def test_cloning_alone_imitates_the_best_masks() -> None:
+    settings = PracticeSettings(
+        environments=6, episodes=1, updates=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
+    )
+    learned = practise(LANDSCAPES, settings, seed=0, preference=0.5)
+    for landscape in LANDSCAPES:
+        assert tuple(bool(p > 0.5) for p in probabilities(learned, landscape)) == landscape.best(0.5)
+
+
+def test_what_is_frozen_is_never_on_and_plays_no_role() -> None:
+    frozen = (False, True, False, False, True, False)
+    asked: list[NDArray[np.bool_]] = []
+
+    def watched(landscape: Landscape) -> Landscape:
+        def axes(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+            asked.append(masks)
+            return landscape.axes(masks)
+
+        found = Landscape(landscape.group_features, landscape.task_features, axes, landscape.objective)
+        assert found.standardised is not None  # looks at every mask
+        assert found.best(0.5)
+        asked.clear()
+        return found
+
+    settings = PracticeSettings(environments=24, episodes=4, updates=30, cloning=0, width=32, blur=0.0)
+    learned = practise([watched(landscape) for landscape in LANDSCAPES], settings, seed=0, frozen=frozen)
+    assert asked
+    assert not np.concatenate(asked)[:, np.asarray(frozen)].any()
+    start = mean_share_of_best(learned, frozen, fair=True)
+    assert mean_share_of_best(learned, frozen) > start + 0.3 * (1 - start)
+
+
+def test_cloning_imitates_the_best_of_the_masks_that_may_be_asked_for() -> None:
+    settings = PracticeSettings(
+        environments=6, episodes=1, updates=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
+    )
+    for invented, landscape in zip(INVENTED, LANDSCAPES, strict=True):
+        best = landscape.best(0.5)
+        frozen = tuple(i == best.index(True) for i in range(6))
+        utilities = {m: invented.objective.utility(a, 0.5) for m, a in invented.axes.items() if not m[best.index(True)]}
+        learned = practise([landscape], settings, seed=0, preference=0.5, frozen=frozen)
+        chosen = tuple(bool(p > 0.5) for p in probabilities(learned, landscape, 0.5, frozen))
+        assert chosen == max(utilities, key=lambda mask: utilities[mask])
+
+
+def test_features_are_blurred_for_each_environment_on_its_own() -> None:
+    """And not at all without blur."""
+    for blur, distinct in ((0.0, 1), (0.1, 4)):
+        seen: list[NDArray[np.float32]] = []
+
+        class Watch(BaseCallback):
+            def _on_step(self) -> bool:
+                seen.append(self.locals["new_obs"]["groups"])  # noqa: B023
+                return True
+
+        settings = PracticeSettings(environments=4, episodes=2, updates=1, epochs=1, width=8, cloning=0, blur=blur)
+        practise(LANDSCAPES[:1], settings, seed=0, callback=Watch())
+        assert len({each.tobytes() for step in seen for each in step}) == distinct
+        off = seen[0] - LANDSCAPES[0].group_features
+        scale = LANDSCAPES[0].group_features.std(axis=0)
+        used = scale > 0
+        assert (off[:, :, used] / scale[used]).std() == pytest.approx(blur, rel=0.25)
+        assert not off[:, :, ~used].any()
