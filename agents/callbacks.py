@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.policy import GroupTokenPolicy
-from agents.session import Session
+from agents.policy import GroupTokenPolicy, MaskableGroupTokenPolicy
+from agents.session import Session, frozen_mask
 from rewards.objective import hypervolume
 
 
@@ -41,11 +41,13 @@ class PolicyCurves(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model.policy, GroupTokenPolicy)
+        policy = self.model.policy
+        assert isinstance(policy, GroupTokenPolicy | MaskableGroupTokenPolicy)
         self._record_search()
-        observation, _ = self.model.policy.obs_to_tensor(self.locals["new_obs"])
+        observation, _ = policy.obs_to_tensor(self.locals["new_obs"])
         assert isinstance(observation, dict)
-        probability = self.model.policy.network.probabilities(observation).mean(0).numpy()
+        frozen = np.asarray(frozen_mask(self.session.settings.frozen, self.session.bench.search.groups))
+        probability = np.where(frozen, 0, policy.network.probabilities(observation).mean(0).numpy())
         for group, p in zip(self.session.bench.search.groups, probability, strict=True):
             self.logger.record(f"policy/probability/{group}", float(p))
         p = np.clip(probability, 1e-7, 1 - 1e-7)

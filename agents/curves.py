@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputForm
 
 from agents.heat_map import heat_map
 from agents.policy import SelectionNetwork, observed, selection_probabilities, tokens
-from agents.session import Session
+from agents.session import Session, frozen_mask
 from agents.surrogate.belief import Belief
 from rewards.objective import hypervolume
 
@@ -41,6 +41,7 @@ class SearchCurves:
         self.session = session
         self.logger = Logger(str(folder), [TensorBoardOutputFormat(str(folder))])
         self._history: list[NDArray[np.float32]] = []
+        self._frozen = frozen_mask(session.settings.frozen, session.bench.search.groups)
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +57,11 @@ class SearchCurves:
         expected = belief.axes(chosen[None])[0]
         for name, value in zip(("quality", "privacy"), expected, strict=True):
             self.logger.record(f"policy/expected_{name}", float(value))
-        probabilities = selection_probabilities(network, bench.group_features, bench.task_features, preference)
         observation = observed(bench.group_features, bench.task_features, preference)
         with torch.inference_mode():
             value = network.value(network.critic_latent(tokens(observation)))
         self.logger.record("policy/value", float(value))
-        p = np.clip(probabilities, 1e-7, 1 - 1e-7)
+        p = np.clip(self._history[-1], 1e-7, 1 - 1e-7)
         self.logger.record("policy/entropy_bits", float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum()))
         self._search()
 
@@ -72,12 +72,12 @@ class SearchCurves:
 
     def _policy(self, network: SelectionNetwork) -> None:
         bench, settings = self.session.bench, self.session.settings
-        for w in (settings.preference, *PREFERENCES):
-            probabilities = selection_probabilities(network, bench.group_features, bench.task_features, w)
+        for w in dict.fromkeys((settings.preference, *PREFERENCES)):
+            probabilities = selection_probabilities(network, bench.group_features, bench.task_features, w, self._frozen)
             where = "probability" if w == settings.preference else f"at {w:g}"
             for group, p in zip(bench.search.groups, probabilities, strict=True):
                 self.logger.record(f"policy/{where}/{group}", float(p))
-            if w == settings.preference and where == "probability":
+            if w == settings.preference:
                 self._history.append(probabilities)
         self.logger.record("policy/over time", Image(heat_map(np.stack(self._history, axis=1)), "HWC"))
 

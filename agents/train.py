@@ -21,7 +21,7 @@ from agents.report import write_report
 from agents.result import summarize
 from agents.run_folder import RunFolder
 from agents.search.base import Experience
-from agents.session import Session
+from agents.session import Session, frozen_mask
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.store import EvaluationStore
@@ -108,7 +108,8 @@ def train(settings: TrainSettings, bench: Workbench, store: EvaluationStore, fol
     )
     save_policy(folder.path, policy)
     save_run_experience(folder.path, session)
-    choice = policy.choose(bench.group_features, bench.task_features, settings.preference)
+    frozen = frozen_mask(settings.frozen, bench.search.groups)
+    choice = policy.choose(bench.group_features, bench.task_features, settings.preference, frozen)
     summary = summarize(settings, bench, session, table, choice, seconds=time.monotonic() - started)
     if settings.report.images:
         show_images(folder.path, bench, best.schedule)

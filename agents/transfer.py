@@ -24,7 +24,7 @@ from agents.report import write_report
 from agents.result import summarize
 from agents.run_folder import RunFolder
 from agents.search import find_searcher
-from agents.session import Session
+from agents.session import Session, frozen_mask
 from agents.settings import DynaPPOSettings, TrainSettings, read_settings
 from agents.source_policy import SourcePolicy
 from agents.sources import Source, find_sources, the_policy
@@ -136,7 +136,8 @@ def transfer(
     )
     save_policy(folder.path, policy)
     save_run_experience(folder.path, session)
-    choice = policy.choose(bench.group_features, bench.task_features, settings.preference)
+    frozen = frozen_mask(settings.frozen, bench.search.groups)
+    choice = policy.choose(bench.group_features, bench.task_features, settings.preference, frozen)
     seconds = time.monotonic() - started
     summary = summarize(settings, bench, session, table, choice, seconds, job="transfer")
     copied = curves.get("copy_mask", [])

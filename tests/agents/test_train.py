@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents.experience_file import load_experience
 from agents.export import load_policy
 from envs.evaluators.base import Evaluation
 from envs.evaluators.synthetic import SyntheticEvaluator
@@ -308,6 +309,59 @@ def test_schedules_of_several_phases(tmp_path: Path) -> None:
     assert len(first) == 8
     assert "".join(map(str, selected["mask"])) == second
     assert len({line["schedule"] for line in answers(run)[2:-3]}) == 12
+
+
+DYNA = (
+    "evaluator=synthetic",
+    "budget.evaluations=8",
+    "agent.round_updates=1",
+    "agent.draws=16",
+    *(f"agent.practice.{key}" for key in ("environments=8", "episodes=2", "updates=2", "width=16", "cloning=20")),
+)
+"""The default agent in a second."""
+
+
+@pytest.mark.parametrize("agent", [SMALL, DYNA], ids=["ppo", "dyna_ppo"])
+def test_frozen_groups_stay_off(tmp_path: Path, agent: Sequence[str]) -> None:
+    """In everything that is measured, chosen or shown; the anchors alone have every group."""
+    run = trained(*agent, "frozen=['down 0','mid 2']", folder=tmp_path)
+    result = read_json(run / "result.json")
+    groups = result["task"]["groups"]
+    frozen = [groups.index(name) for name in ("down 0", "mid 2")]
+    asked = [line["schedule"] for line in answers(run)][2:-3]
+    assert len(set(asked)) == (12 if agent == SMALL else 8)
+    masks = [*asked, result["selected"]["schedule"], "".join(map(str, result["policy"]["mask"]))]
+    assert {mask[i] for mask in masks for i in frozen} == {"0"}
+    assert {mask[i] for mask in masks for i in set(range(8)) - set(frozen)} == {"0", "1"}
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for index, group in enumerate(groups):
+        shown = [event.value for event in events.Scalars(f"policy/probability/{group}")]
+        assert all(p == 0 for p in shown) if index in frozen else all(0 < p < 1 for p in shown)
+    entropy = events.Scalars("policy/entropy_bits")[0].value
+    first = [events.Scalars(f"policy/probability/{group}")[0].value for group in groups]
+    expected = -sum(p * np.log2(p) + (1 - p) * np.log2(1 - p) for p in first if p)
+    assert entropy == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("agent", [SMALL, DYNA], ids=["ppo", "dyna_ppo"])
+def test_what_was_measured_is_kept_for_other_policies(tmp_path: Path, agent: Sequence[str]) -> None:
+    key = "11100000"
+    run = trained(*agent, folder=tmp_path, double=failing([key], "diverged: loss is nan"))
+    result = read_json(run / "result.json")
+    experience = load_experience(run)
+    assert (experience.env, experience.task) == ("synthetic", result["task"]["id"])
+    assert experience.group_feature_names == GROUP_FEATURES
+    assert experience.group_features.shape == (8, len(GROUP_FEATURES))
+    evaluator = SyntheticEvaluator(result["task"]["groups"], seed=0)
+    base, full = (evaluator.evaluate(Schedule.constant([on] * 8)) for on in (False, True))
+    objective = Objective().anchor(base.metrics, full.metrics)
+    asked = {line["schedule"] for line in answers(run)[2:-3]} - {key}
+    schedules = [Schedule.from_key(key) for key in ("00000000", "11111111", *asked)]
+    assert experience.outcomes == {
+        schedule.phases[0]: pytest.approx(objective.axes(evaluator.evaluate(schedule).metrics))
+        for schedule in schedules
+    }
 
 
 def test_several_runs_in_one_command_leave_nothing_elsewhere(tmp_path: Path) -> None:
