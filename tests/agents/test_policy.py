@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.policy import GroupTokenPolicy, SelectionNetwork, TokenLayout, tokens
+from agents.policy import (
+    GroupTokenPolicy,
+    MaskableGroupTokenPolicy,
+    SelectionNetwork,
+    TokenLayout,
+    selection_probabilities,
+    tokens,
+)
 
 FEATURES, TASK, WIDTH = 5, 3, 16
 
@@ -87,9 +94,8 @@ def test_a_new_policy_is_near_a_fair_coin_for_every_group() -> None:
     assert (new.probabilities(observation(4, 9)) - 0.5).abs().max() < 0.05
 
 
-def test_sb3_acts_by_the_networks_probabilities() -> None:
-    groups = 6
-    space = spaces.Dict(
+def space_of(groups: int) -> spaces.Dict:
+    return spaces.Dict(
         {
             "groups": spaces.Box(0, 1, (groups, FEATURES), np.float32),
             "task": spaces.Box(0, 1, (TASK,), np.float32),
@@ -98,8 +104,12 @@ def test_sb3_acts_by_the_networks_probabilities() -> None:
             "chosen": spaces.MultiBinary([1, groups]),
         }
     )
+
+
+def test_sb3_acts_by_the_networks_probabilities() -> None:
+    groups = 6
     torch.manual_seed(0)
-    policy = GroupTokenPolicy(space, spaces.MultiBinary(groups), lambda _: 1e-3, width=WIDTH)
+    policy = GroupTokenPolicy(space_of(groups), spaces.MultiBinary(groups), lambda _: 1e-3, width=WIDTH)
     policy.network.load_state_dict(network().state_dict())
     seen = observation(5, groups)
     distribution: Any = policy.get_distribution(seen).distribution
@@ -112,3 +122,55 @@ def test_sb3_acts_by_the_networks_probabilities() -> None:
     assert values.shape == (5, 1)
     trained = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in policy.parameters()}, "nothing outside the network, nothing left out"
+
+
+def maskable(groups: int) -> MaskableGroupTokenPolicy:
+    policy = MaskableGroupTokenPolicy(space_of(groups), spaces.MultiBinary(groups), lambda _: 1e-3, width=WIDTH)
+    policy.network.load_state_dict(network().state_dict())
+    return policy
+
+
+def test_without_masks_the_maskable_policy_is_the_other() -> None:
+    policy, seen = maskable(6), observation(5, 6)
+    actions = torch.randint(2, (5, 6), generator=torch.Generator().manual_seed(3)).float()
+    values, log_likelihood, entropy = policy.evaluate_actions(seen, actions)
+    p = policy.network.probabilities(seen)
+    torch.testing.assert_close(log_likelihood, torch.where(actions == 1, p, 1 - p).log().sum(1))
+    assert entropy is not None
+    torch.testing.assert_close(entropy, -(p * p.log() + (1 - p) * (1 - p).log()).sum(1))
+    torch.testing.assert_close(values, policy.network.value(policy.network.critic_latent(tokens(seen))))
+    trained = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in policy.parameters()}
+
+
+def test_a_group_that_is_masked_is_off_with_certainty_and_teaches_nothing() -> None:
+    policy, seen = maskable(6), observation(64, 6)
+    free = np.asarray([True, False, True, True, False, True])
+    masks = np.tile(np.stack([np.ones(6, dtype=bool), free], axis=1).reshape(-1), (64, 1))
+    torch.manual_seed(0)
+    actions, _, log_likelihood = policy(seen, action_masks=masks)
+    assert not actions[:, ~free].any()
+    assert actions[:, free].float().mean(0).min() > 0, "the others are on at times"
+    p = policy.network.probabilities(seen)
+    torch.testing.assert_close(log_likelihood, torch.where(actions == 1, p, 1 - p)[:, free].log().sum(1))
+    _, again, entropy = policy.evaluate_actions(seen, actions.float(), action_masks=masks)
+    torch.testing.assert_close(again, log_likelihood)
+    assert entropy is not None
+    torch.testing.assert_close(entropy, -(p * p.log() + (1 - p) * (1 - p).log())[:, free].sum(1), rtol=1e-4, atol=1e-4)
+    logits = torch.zeros(64, 6, requires_grad=True)
+    policy.action_net.forward = lambda latent: logits  # type: ignore[method-assign,assignment]
+    policy.evaluate_actions(seen, actions.float(), action_masks=masks)[1].sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, free] != 0).all()
+    assert not logits.grad[:, ~free].any()
+
+
+def test_what_is_frozen_has_probability_0_and_moves_no_other() -> None:
+    net, seen = network(), observation(1, 4)
+    groups, task = seen["groups"][0].numpy(), seen["task"][0].numpy()
+    free = selection_probabilities(net, groups, task, 0.3)
+    assert ((free > 0) & (free < 1)).all()
+    frozen = selection_probabilities(net, groups, task, 0.3, (False, True, False, True))
+    assert frozen.tolist() == [free[0], 0, free[2], 0]
+    assert frozen.dtype == free.dtype
+    assert selection_probabilities(net, groups, task, 0.3, (False,) * 4).tolist() == free.tolist()

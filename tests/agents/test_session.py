@@ -10,7 +10,8 @@ import pytest
 from omegaconf import DictConfig
 
 from agents.run_folder import RunFolder
-from agents.session import Session
+from agents.search.base import SearchProblem
+from agents.session import Session, frozen_mask
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import prepare
 from envs.evaluators.base import Evaluation, Evaluator, evaluate_many
@@ -38,6 +39,19 @@ class Flat(SyntheticEvaluator):
 
 def flat(task: SelectionTask) -> Evaluator:
     return Flat(task.groups)
+
+
+class Chosen:
+    """Asks for given masks, two at a time."""
+
+    name = "chosen"
+
+    def __init__(self, *keys: str) -> None:
+        self.masks = [schedule.phases[0] for schedule in schedules(*keys)]
+
+    def search(self, problem: SearchProblem, seed: int) -> None:
+        for start in range(0, len(self.masks), 2):
+            problem.ask(self.masks[start : start + 2])
 
 
 @contextmanager
@@ -115,3 +129,36 @@ def test_environments_share_the_budget_and_have_seeds_of_their_own(tmp_path: Pat
         assert isinstance(observation, dict)
         assert observation["preference"].tolist() == [[0.25]] * 3
         assert observation["chosen"].shape == (3, 2, 8)
+
+
+def test_a_rival_has_a_budget_of_its_own_and_its_finds_are_its_own(tmp_path: Path) -> None:
+    with session(tmp_path, "budget.evaluations=3") as (opened, shown):
+        asked = schedules("10000000", "01000000")
+        opened.problem().ask([schedule.phases[0] for schedule in asked])
+        before = opened.curve()
+        curve = opened.rival(Chosen("11111111", "01000000", "01000000", "00110000", "00001111"), seed=0)
+        evaluator = SyntheticEvaluator(opened.bench.search.groups)
+        flat_utility = opened.objective.utility(
+            opened.objective.axes(evaluator.evaluate(Schedule.from_key("10101010")).metrics), 0.5
+        )
+        assert [number for number, _ in curve] == [1, 2, 3]
+        assert [best for _, best in curve] == pytest.approx([1 / 22, flat_utility, flat_utility])
+        assert opened.curve() == before == [(1, pytest.approx(flat_utility)), (2, pytest.approx(flat_utility))]
+        assert set(opened.evaluations) == set(asked), "a rival's finds are no finds of the run"
+        assert opened.budgeted.remaining == 1
+        assert opened.counts().distinct == 2 + 2 + 3, "each searcher counts its own"
+        assert opened.best_of_table() is None
+        assert opened.zero_shot_utility() == pytest.approx(flat_utility)
+        assert ("chosen", 3) in shown
+
+
+def test_frozen_names_are_looked_up(tmp_path: Path) -> None:
+    groups = ("a", "b", "c")
+    assert frozen_mask([], groups) == (False, False, False)
+    assert frozen_mask(["c", "a"], groups) == (True, False, True)
+    with pytest.raises(InputError, match=r"frozen=\['d'\]: no such group — choose among a, b, c"):
+        frozen_mask(["a", "d"], groups)
+    with pytest.raises(InputError, match="every group is frozen"):
+        frozen_mask(["a", "b", "c"], groups)
+    with session(tmp_path, "frozen=['down 0']") as (opened, _):
+        assert opened.problem().frozen == tuple(name == "down 0" for name in opened.bench.search.groups)
