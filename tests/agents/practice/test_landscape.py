@@ -83,7 +83,7 @@ def test_its_best_mask_is_the_best(preference: float) -> None:
 def test_its_evaluator_measures_the_axes_themselves() -> None:
     calls: list[int] = []
 
-    def axes(masks: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def axes(masks: np.ndarray) -> np.ndarray:
         calls.append(len(masks))
         return LANDSCAPE.axes(masks)
 

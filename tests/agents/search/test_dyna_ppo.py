@@ -184,7 +184,7 @@ def test_an_answer_that_failed_is_not_asked_for_again() -> None:
 
 def test_a_watched_search_practises_after_every_round() -> None:
     """And finds the same masks as one that nobody watches, whose policy has no say among so few."""
-    target, seen = invented(6, 1), list[np.ndarray]()  # type: ignore[type-arg]
+    target, seen = invented(6, 1), list[np.ndarray]()
     problem = problem_of(target, 5)
     features = target.group_features, target.task_features
 

@@ -8,13 +8,14 @@ import pytest
 from numpy.typing import NDArray
 
 from agents.surrogate.belief import NOTHING_KNOWN, Belief, Prior, as_arrays, learn_prior, uninformed
-from agents.surrogate.gaussian_process import PRIOR, Kernel, fit_kernel
+from agents.surrogate.gaussian_process import Kernel, fit_kernel
 from agents.surrogate.set_ensemble import SetEnsembleSettings, learn_ensemble
 from rewards.errors import InputError
 from rewards.objective import Axes
 from tests.agents.surrogate.tasks import task
 
 MASKS = np.asarray(list(itertools.product((False, True), repeat=5)))
+KERNEL = Kernel(amplitude=0.25, rates=(2.0,), linear=0.35, nugget=0.05)
 QUICK = SetEnsembleSettings(members=1, width=16, steps=25)
 
 
@@ -57,7 +58,8 @@ def test_what_is_known_is_the_same_in_every_draw_and_all_axes_are_in_the_unit_sq
 
 
 def test_an_observation_draws_the_expectation_towards_it_and_its_neighbours_a_little() -> None:
-    told, mask = belief(), (True, True, False, False, False)
+    flat = Prior(lambda *seen: np.stack([on := seen[2].mean(axis=1), 1 - on], axis=1), (KERNEL, KERNEL))
+    told, mask = belief(prior=flat), (True, True, False, False, False)
     before = told.axes(MASKS)
     told.observe({mask: Axes(0.9, 0.05)})
     after = told.axes(MASKS)
@@ -95,19 +97,26 @@ def test_kernels_are_fitted_to_measurements_only_on_demand() -> None:
     for adapt in (False, True):
         told = belief(adapt=adapt)
         told.observe(outcomes)
-        kernels[adapt] = told.processes[0].kernel
-    assert kernels[False] == PRIOR
+        kernels[adapt] = told.processes[1].kernel
+    start = NOTHING_KNOWN.kernels[1]
+    assert kernels[False] == start
     masks, axes = as_arrays(told.known)
-    expected = fit_kernel([(masks, axes[:, 0] - masks.mean(axis=1))])
+    expected = fit_kernel([(masks, axes[:, 1] - (1 - masks.mean(axis=1)))], start)
     assert numbers(kernels[True]) == pytest.approx(numbers(expected))
-    assert numbers(kernels[True]) != pytest.approx(numbers(PRIOR), rel=0.05)
+    assert numbers(kernels[True]) != pytest.approx(numbers(start), rel=0.05)
 
 
-def test_the_uninformed_mean_is_the_line_between_the_anchors() -> None:
+def test_the_uninformed_mean_goes_from_anchor_to_anchor_and_quality_saturates() -> None:
     source = task(0)
-    found = uninformed(source.group_features, source.task_features, MASKS)
-    assert (found.sum(axis=1) == 1).all()
-    assert found[[0, 1, 7, -1], 0].tolist() == pytest.approx([0, 0.2, 0.6, 1])
+    quality, privacy = uninformed(source.group_features, source.task_features, MASKS).T
+    assert (quality[0], privacy[0], quality[-1], privacy[-1]) == (0, 1, 1, 0)
+    share = MASKS.mean(axis=1)
+    np.testing.assert_allclose(privacy, 1 - share)
+    by_size = [quality[share == k / 5] for k in range(6)]
+    assert all(np.ptp(each) == 0 for each in by_size), "the number of toggles alone decides"
+    gains = np.diff([each[0] for each in by_size])
+    assert (gains > 0).all()
+    assert (np.diff(gains) < 0).all()
 
 
 def test_with_one_task_nothing_is_known_of_how_far_a_model_is_off() -> None:
@@ -133,7 +142,7 @@ def test_how_far_a_model_is_off_is_measured_where_it_was_not_learned(envs: tuple
             residuals.append((masks, axes - model.axes(source.group_features, source.task_features, masks)))
     found = learn_prior(sources, QUICK, seed=0).kernels
     for axis in range(2):
-        expected = fit_kernel([(masks, off[:, axis]) for masks, off in residuals])
+        expected = fit_kernel([(masks, off[:, axis]) for masks, off in residuals], NOTHING_KNOWN.kernels[axis])
         assert numbers(found[axis]) == pytest.approx(numbers(expected))
 
 
