@@ -141,7 +141,8 @@ class Session:
             self.show(searcher.name, len(answers))
 
         shared = self.evaluator.inner
-        evaluator = CachedEvaluator(shared, self.store, self.bench.search, self.folder.id, record)
+        paid = self.evaluator.paid
+        evaluator = CachedEvaluator(shared, self.store, self.bench.search, self.folder.id, record, paid)
         self._evaluators.append(evaluator)
         with suppress(BudgetSpent):
             searcher.search(self._problem(BudgetedEvaluator(evaluator, self.settings.budget.evaluations)), seed)

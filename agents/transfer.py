@@ -88,10 +88,10 @@ def application(config: DictConfig) -> None:
             print(f"run {folder.path}", *bench.memory, sep="\n", flush=True)
             summary = transfer(settings, bench, sources, store, folder)
     outcome = summary["transfer"]
+    copied = f"copied mask {_or_none(outcome['copy_mask_utility'])}, " if "copy_mask" in outcome["curves"] else ""
     print(
-        f"zero-shot utility {_or_none(outcome['zero_shot_utility'])}, copied mask "
-        f"{_or_none(outcome['copy_mask_utility'])}, after {settings.budget.evaluations} evaluations "
-        f"{outcome['curves']['transfer'][-1][1]:.2f}\n{finished(summary, folder.path)}"
+        f"zero-shot utility {_or_none(outcome['zero_shot_utility'])}, {copied}after {settings.budget.evaluations} "
+        f"evaluations {outcome['curves']['transfer'][-1][1]:.2f}\n{finished(summary, folder.path)}"
     )
 
 

@@ -39,6 +39,8 @@ class CachedEvaluator:
         task: What ``inner`` evaluates schedules of.
         run: Id of the run that pays.
         record: Called with every answer before it is yielded.
+        paid: What the run has paid for elsewhere, and will: shared by evaluators of one task and one run, of which the
+            first to ask pays.
 
     Attributes:
         distinct: Schedules asked for, each counted once.
@@ -54,12 +56,14 @@ class CachedEvaluator:
         task: SelectionTask,
         run: str,
         record: Callable[[Served], None] | None = None,
+        paid: set[Schedule] | None = None,
     ) -> None:
         if inner.groups != task.groups:
             raise ValueError(f"the evaluator toggles {inner.groups}, the task {task.groups}")
         self.inner, self.store, self.task, self.run, self.record = inner, store, task, run, record
         self.distinct = self.cached = self.failed = 0
         self.seconds = 0.0
+        self.paid: set[Schedule] = set() if paid is None else paid
         self._asked: set[Schedule] = set()
 
     @property
@@ -95,8 +99,10 @@ class CachedEvaluator:
     def _answers(self, indices: Sequence[int], stored: StoredEvaluation) -> Iterator[Served]:
         for index in indices:
             first = stored.evaluation.schedule not in self._asked
-            served = Served(index, stored.evaluation, hit=not first or stored.run != self.run)
-            self._asked.add(stored.evaluation.schedule)
+            schedule = stored.evaluation.schedule
+            served = Served(index, stored.evaluation, hit=schedule in self.paid or stored.run != self.run)
+            self._asked.add(schedule)
+            self.paid.add(schedule)
             self.distinct += first
             self.cached += served.hit
             self.failed += first and bool(stored.evaluation.failure)

@@ -149,6 +149,7 @@ def test_a_rival_has_a_budget_of_its_own_and_its_finds_are_its_own(tmp_path: Pat
         assert set(opened.evaluations) == set(asked), "a rival's finds are no finds of the run"
         assert opened.budgeted.remaining == 1
         assert opened.counts().distinct == 2 + 2 + 3, "each searcher counts its own"
+        assert opened.counts().cached == 3, "an anchor, a find of the search and a repeat were paid for before"
         assert opened.best_of_table() is None
         assert opened.zero_shot_utility() == pytest.approx(flat_utility)
         assert ("chosen", 3) in shown

@@ -17,6 +17,7 @@ from agents.landscape.settings import TablesSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
 from agents.tabulate import TabulateSettings
+from agents.transfer import TransferSettings
 from agents.validation.settings import ValidateSettings
 from rewards.errors import InputError
 
@@ -32,6 +33,8 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "tabulate": (TabulateSettings, []),
     "tables": (TablesSettings, []),
     "compare": (CompareSettings, []),
+    "ablation": (CompareSettings, []),
+    "transfer": (TransferSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
