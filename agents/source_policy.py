@@ -77,6 +77,6 @@ class SourcePolicy:
 
 def modelled(source: Experience) -> Landscape:
     """What a Gaussian process makes of a source's measurements: their luck is smoothed away, their gaps are filled."""
-    belief = Belief(NOTHING_KNOWN, source.group_features, source.task_features, adapt=True)
+    belief = Belief(NOTHING_KNOWN, source.group_features, source.task_features, adapt=True, noise=source.noise)
     belief.observe(source.outcomes)
     return Landscape(source.group_features, source.task_features, belief.axes, source.objective.objective)

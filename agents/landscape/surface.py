@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.search.experience import anchored_at, measured_axes
+from agents.search.experience import anchored_at, measured_axes, repeats_of
 from envs.evaluators.table import EvaluationTable
 from envs.task import Schedule
 from rewards.calibration import noise_floor
-from rewards.errors import InputError
 from rewards.estimate import Estimate
 from rewards.objective import AnchoredObjective, Axes, Objective
 
@@ -58,15 +57,9 @@ class Surface:
         own = table.task.seed
         anchored = anchored_at(table, objective)
         measured = measured_axes(table, anchored)
-        by_seed, unusable = [measured], []
-        for seed in sorted(set(table.evaluations) - {own}):
-            try:
-                by_seed.append(measured_axes(table, anchored_at(table, objective, seed), seed))
-            except InputError:
-                unusable.append(seed)
-        everywhere = set.intersection(*map(set, by_seed)) if len(by_seed) > 1 else set()
-        rows = [i for i, mask in enumerate(measured) if mask in everywhere and any(mask) and not all(mask)]
+        repeats = repeats_of(table, objective)
         masks = list(measured)
+        row = {mask: i for i, mask in enumerate(masks)}
         return cls(
             name,
             table,
@@ -74,9 +67,9 @@ class Surface:
             np.asarray(masks, dtype=np.bool_),
             np.asarray(list(measured.values()), dtype=np.float64),
             np.asarray([table.evaluations[own][Schedule.constant(mask)].trainable_share for mask in masks]),
-            np.asarray(rows, dtype=np.intp),
-            np.asarray([[of_seed[masks[i]] for of_seed in by_seed] for i in rows]).reshape(len(rows), len(by_seed), 2),
-            tuple(unusable),
+            np.asarray([row[mask] for mask in repeats.masks], dtype=np.intp),
+            repeats.axes,
+            repeats.unusable,
         )
 
     @property

@@ -108,6 +108,7 @@ class Experience:
         task_features: ``(t,)``.
         task_feature_names: Its entries.
         outcomes: Measured masks, each once, without failures; both anchors are among them.
+        noise: Standard deviation of one measurement on both axes between seeds; None if it is not known.
     """
 
     env: str
@@ -118,6 +119,7 @@ class Experience:
     task_features: NDArray[np.float32]
     task_feature_names: tuple[str, ...]
     outcomes: Mapping[Mask, Axes]
+    noise: Axes | None = None
 
     def utilities(self, preference: float) -> dict[Mask, float]:
         """Of every measured mask, at a weight of privacy."""

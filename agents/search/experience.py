@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from agents.search.base import Experience, SearchProblem
 from envs.evaluators.base import Evaluation
@@ -10,6 +15,7 @@ from envs.evaluators.budget import BudgetedEvaluator
 from envs.evaluators.table import EvaluationTable
 from envs.evaluators.tabular import TabularEvaluator
 from envs.task import Mask, Schedule
+from rewards.calibration import noise_floor
 from rewards.errors import InputError
 from rewards.objective import AnchoredObjective, Axes, NotMeasuredError, Objective
 
@@ -34,7 +40,49 @@ def experience_of(table: EvaluationTable, objective: Objective) -> Experience:
         task_features=table.task_features,
         task_feature_names=table.task_feature_names,
         outcomes=measured_axes(table, anchored),
+        noise=axes_noise(repeats_of(table, objective)),
     )
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Masks that were measured with several seeds, without the anchors, whose axes are what they are by definition.
+
+    Attributes:
+        masks: In the order of binary numbers.
+        axes: ``(r, s, 2)``, with each seed, the table's own first, each between its own seed's anchors.
+        unusable: Seeds whose anchors leave no axes.
+    """
+
+    masks: tuple[Mask, ...]
+    axes: NDArray[np.float64]
+    unusable: tuple[int, ...]
+
+
+def repeats_of(table: EvaluationTable, objective: Objective) -> Repeats:
+    """What was measured again.
+
+    Raises:
+        InputError: If the table's own seed leaves no axes between its anchors.
+    """
+    own = table.task.seed
+    by_seed, unusable = [measured_axes(table, anchored_at(table, objective))], []
+    for seed in sorted(set(table.evaluations) - {own}):
+        try:
+            by_seed.append(measured_axes(table, anchored_at(table, objective, seed), seed))
+        except InputError:
+            unusable.append(seed)
+    everywhere = set.intersection(*map(set, by_seed)) if len(by_seed) > 1 else set()
+    masks = tuple(mask for mask in by_seed[0] if mask in everywhere and any(mask) and not all(mask))
+    axes = np.asarray([[of_seed[mask] for of_seed in by_seed] for mask in masks]).reshape(len(masks), len(by_seed), 2)
+    return Repeats(masks, axes, tuple(unusable))
+
+
+def axes_noise(repeats: Repeats) -> Axes | None:
+    """How far each axis differs between seeds of one mask, a standard deviation; None without repeats."""
+    if not repeats.axes.size or repeats.axes.shape[1] < 2:
+        return None
+    return Axes(*(noise_floor(list(torch.from_numpy(repeats.axes[..., i]))).value for i in range(2)))
 
 
 def problem_of(

@@ -89,15 +89,22 @@ class Belief:
         group_features: ``(g, f)``.
         task_features: ``(t,)``.
         adapt: Whether kernels are fitted to the measurements.
+        noise: Standard deviation of one measurement on both axes, if it is known and kernels are fitted.
 
     Attributes:
         known: Masks whose axes are known.
     """
 
     def __init__(
-        self, prior: Prior, group_features: NDArray[np.float32], task_features: NDArray[np.float32], *, adapt: bool
+        self,
+        prior: Prior,
+        group_features: NDArray[np.float32],
+        task_features: NDArray[np.float32],
+        *,
+        adapt: bool,
+        noise: Axes | None = None,
     ) -> None:
-        self._prior, self._adapt = prior, adapt
+        self._prior, self._adapt, self._noise = prior, adapt, noise
         self._seen = group_features, task_features
         toggles = len(group_features)
         self.known: dict[Mask, Axes] = {(False,) * toggles: Axes(0.0, 1.0), (True,) * toggles: Axes(1.0, 0.0)}
@@ -116,7 +123,10 @@ class Belief:
             residuals = axes - self._prior.mean(*self._seen, masks)
             kernels: Sequence[Kernel] = self._prior.kernels
             if self._adapt:
-                kernels = [fit_kernel([(masks, residuals[:, i])], kernel) for i, kernel in enumerate(kernels)]
+                noise = self._noise or (None, None)
+                kernels = [
+                    fit_kernel([(masks, residuals[:, i])], kernel, nugget=noise[i]) for i, kernel in enumerate(kernels)
+                ]
             quality, privacy = (
                 GaussianProcess.condition(kernel, masks, residuals[:, i]) for i, kernel in enumerate(kernels)
             )

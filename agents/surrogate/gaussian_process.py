@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,9 @@ class GaussianProcess:
         return np.asarray(self.kernel.between(masks, masks) - cross.T @ cross)
 
 
-def fit_kernel(sets: list[tuple[Bits, Floats]], start: Kernel, *, strength: float = 4.0) -> Kernel:
+def fit_kernel(
+    sets: list[tuple[Bits, Floats]], start: Kernel, *, strength: float = 4.0, nugget: float | None = None
+) -> Kernel:
     """Maximum a posteriori kernel of several sets of observations that share one.
 
     One set is a task in which something was measured. Several are tasks that are alike: their kernel is a prior for the
@@ -91,7 +93,10 @@ def fit_kernel(sets: list[tuple[Bits, Floats]], start: Kernel, *, strength: floa
             rate for all.
         start: The prior's centre.
         strength: Precision of the priors.
+        nugget: If it is known, for example from repeated measurements; None to find it.
     """
+    if nugget is not None:
+        start = replace(start, nugget=nugget)
     prepared = [_Pairs.of(masks, residuals) for masks, residuals in sets if len(masks)]
     if not prepared:
         return start
@@ -104,7 +109,10 @@ def fit_kernel(sets: list[tuple[Bits, Floats]], start: Kernel, *, strength: floa
             value, gradient = value + more, gradient + slope
         return value, gradient
 
-    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=[(c - 4, c + 4) for c in centre])
+    room = np.full(len(centre), 4.0)
+    room[2] = 0.0 if nugget is not None else 4.0
+    bounds = list(zip(centre - room, centre + room, strict=True))
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds)
     amplitude, linear, nugget, *rates = np.exp(found.x).tolist()
     return Kernel(amplitude, tuple(rates), linear, nugget)
 
