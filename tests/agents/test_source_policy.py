@@ -9,9 +9,12 @@ import torch
 from agents.practice.landscape import Landscape
 from agents.practice.learner import new_network, practise
 from agents.practice.settings import PracticeSettings
+from agents.search.experience import experience_of
 from agents.source_policy import SourcePolicy, modelled
 from agents.surrogate.belief import learn_prior
 from agents.surrogate.set_ensemble import SetEnsembleSettings
+from rewards.objective import Axes, Objective
+from tests.agents.noisy import noisy_table
 from tests.agents.search.problems import Invented
 from tests.agents.surrogate.tasks import task
 
@@ -72,3 +75,16 @@ def test_gaps_are_filled(seed: int) -> None:
     true = np.asarray([truth.outcomes[mask] for mask in masks])
     residuals = landscape.axes(np.asarray(masks)) - true
     assert (residuals**2).sum() < 0.1 * ((true - true.mean(axis=0)) ** 2).sum()
+
+
+def test_what_repeats_say_is_luck_is_not_practised_on() -> None:
+    quiet = experience_of(noisy_table(seed=1), Objective())
+    assert quiet.noise is not None
+    assert all(sd > 0 for sd in quiet.noise)
+    lucky = max(quiet.outcomes, key=lambda mask: quiet.outcomes[mask].privacy if any(mask) else -1.0)
+    shrunk = []
+    for factor in (0.1, 10.0):
+        known = dataclasses.replace(quiet, noise=Axes(*(factor * sd for sd in quiet.noise)))
+        axes = modelled(known).axes(np.asarray([lucky]))[0]
+        shrunk.append(abs(float(axes[1]) - quiet.outcomes[lucky].privacy))
+    assert shrunk[0] < shrunk[1]

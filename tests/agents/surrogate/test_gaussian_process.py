@@ -156,3 +156,19 @@ def test_the_luck_of_a_measurement_is_found(nugget: float) -> None:
 def test_nothing_observed_leaves_the_prior() -> None:
     assert fit_kernel([], PRIOR) == PRIOR
     assert fit_kernel([(np.zeros((0, 4), dtype=bool), np.zeros(0))], KERNEL) == KERNEL
+
+
+def test_a_known_nugget_is_kept_and_smooths() -> None:
+    """One lucky mask among equals: the more of a measurement is known to be luck, the less of it is believed."""
+    masks = np.asarray(list(itertools.product((False, True), repeat=5)))
+    values = np.zeros(len(masks))
+    values[7] = 0.5
+    start = Kernel(0.3, (2.0,), 0.3, 0.05)
+    believed = []
+    for nugget in (0.01, 0.1, 0.3):
+        kernel = fit_kernel([(masks, values)], start, nugget=nugget)
+        assert kernel.nugget == pytest.approx(nugget)
+        believed.append(GaussianProcess.condition(kernel, masks, values).mean(masks[7:8])[0])
+    assert believed == sorted(believed, reverse=True)
+    assert believed[0] > 0.45
+    assert believed[-1] < 0.25
