@@ -32,7 +32,7 @@ class CompareSettings:
         tables: Files; None for those that ship.
         env: The data source to search in, of which the name alone counts; None for each in turn. The others are what
             can be learned from.
-        budgets: Smaller ones of searchers, by their name.
+        budgets: Smaller ones of searchers, by their name; larger ones than ``budget`` mean nothing.
         workers: Processes; None for one a core.
         resamples: Of the bootstrap.
     """
@@ -57,9 +57,6 @@ class CompareSettings:
         for key, values in (("preferences", self.preferences), ("searchers", self.searchers)):
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise InputError(f"{key}={list(values)}", "name at least one, and each once")
-        large = [f"budgets.{name}={budget}" for name, budget in self.budgets.items() if budget > self.budget]
-        if large:
-            raise InputError(f"{large[0]} with budget={self.budget}", "lower it, or raise budget=")
 
     @property
     def objective(self) -> Objective:
@@ -96,4 +93,4 @@ class CompareSettings:
 
     def budget_of(self, searcher: str) -> int:
         """Distinct evaluations of its runs."""
-        return self.budgets.get(searcher, self.budget)
+        return min(self.budgets.get(searcher, self.budget), self.budget)

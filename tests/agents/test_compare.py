@@ -23,6 +23,9 @@ SMALL = (
     "budget=8",
     "workers=1",
     "resamples=50",
+    "~budgets.gp",  # none of these is registered here
+    "~budgets.policy",
+    "~budgets.dyna_ppo",
 )
 
 
@@ -110,7 +113,6 @@ def test_a_part_of_it(folder: Path) -> None:
         (["searchers=[]"], "searchers=[]"),
         (["searchers=[random,random]"], "each once"),
         (["+budgets.nope=3"], "budgets= names nope"),
-        (["+budgets.random=9"], "budgets.random=9 with budget=8"),
         (["budget=0"], "budget=0"),
         (["seeds=0"], "seeds=0"),
         (["preferences=[]"], "preferences=[]"),
