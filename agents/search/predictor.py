@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from agents.search.base import SearchProblem
 from agents.search.history import History, flipped
+from agents.threads import one_thread
 from envs.task import Mask
 from rewards.errors import InputError
 from rewards.objective import Axes
@@ -86,7 +86,7 @@ class NeuralPredictor:
         if not candidates:
             # Every mutation is known; some mask is not.
             return history.batch(lambda: history.draw(rng), 1)
-        with _one_thread():
+        with one_thread():
             ensemble = _Ensemble(self, len(problem.free), rng)
             ensemble.fit(_bits(problem, list(history.known)), np.asarray(list(history.known.values())))
             predicted = ensemble.predict(_bits(problem, candidates))
@@ -164,14 +164,3 @@ def _parameter(values: NDArray[np.float64]) -> Tensor:
 def _bits(problem: SearchProblem, masks: Sequence[Mask]) -> Tensor:
     """-1 and 1, of the free toggles only."""
     return 2 * torch.tensor(masks)[:, list(problem.free)].float() - 1
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks as small as these only wait for more threads, whose number would move the rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
