@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from agents.entry import entry_point
 from agents.search import SEARCHERS, VARIANTS, find_searcher
 from agents.settings import read_settings
 from agents.tables import table_files
+from rewards.errors import InputError
 
 
 @entry_point("compare")
@@ -23,6 +25,9 @@ def main(config: DictConfig) -> None:
     settings = read_settings(config, CompareSettings)
     names = settings.names(list(SEARCHERS), list(VARIANTS))
     targets = targets_of(settings, table_files(settings.tables))
+    if settings.searchers is None and not all(target.sources for target in targets):
+        names, left_out = _without_sources(names)
+        print(f"without {', '.join(left_out)}: there is no other data source to learn from")
     files = result_files(settings, names, targets, find_searcher)
     runs = len(targets) * settings.seeds * len(settings.preferences)
     try:
@@ -32,6 +37,18 @@ def main(config: DictConfig) -> None:
         raise KeyboardInterrupt("every finished run is kept; the same command goes on") from None
     scores = Scores.of(settings, {target.name: target.env for target in targets}, files)
     print(f"wrote {write_document(Path(settings.docs), scores)}")
+
+
+def _without_sources(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that begin from nothing, and those that have to learn from other tasks."""
+    able, unable = [], []
+    for name in names:
+        try:
+            find_searcher(name)
+            able.append(name)
+        except InputError:
+            unable.append(name)
+    return able, unable
 
 
 if __name__ == "__main__":

@@ -163,10 +163,33 @@ class _Latents(nn.Module):
 
 
 class _TokenActorCritic:
-    """What both stable-baselines3 policies share: a `SelectionNetwork` in place of the usual extractor and heads."""
+    """What both stable-baselines3 policies share: a `SelectionNetwork` in place of the usual extractor and heads.
+
+    Args:
+        observation_space: Of `ParameterSelectionEnv`.
+        action_space: MultiBinary.
+        lr_schedule: Learning rate over progress.
+        width: Of the hidden layers.
+        kwargs: Passed on.
+    """
 
     layout: TokenLayout
     mlp_extractor: Any
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.MultiBinary,
+        lr_schedule: LearningRate,
+        width: int,
+        **kwargs: Any,
+    ) -> None:
+        groups, task = observation_space["groups"], observation_space["task"]
+        assert groups.shape is not None
+        assert task.shape is not None
+        self.layout = TokenLayout(groups.shape[1], task.shape[0], width)
+        extractor = {"features_extractor_class": _Tokens, "features_extractor_kwargs": {"layout": self.layout}}
+        super().__init__(observation_space, action_space, lr_schedule, **extractor, **kwargs)  # type: ignore[call-arg]
 
     @property
     def network(self) -> SelectionNetwork:
@@ -174,14 +197,8 @@ class _TokenActorCritic:
         assert isinstance(self.mlp_extractor, _Latents)
         return self.mlp_extractor.network
 
-    def _extractor(self, observation_space: spaces.Dict, width: int) -> dict[str, Any]:
-        groups, task = observation_space["groups"], observation_space["task"]
-        assert groups.shape is not None
-        assert task.shape is not None
-        self.layout = TokenLayout(groups.shape[1], task.shape[0], width)
-        return {"features_extractor_class": _Tokens, "features_extractor_kwargs": {"layout": self.layout}}
-
-    def _install(self, policy: Any, lr_schedule: LearningRate) -> None:
+    def _build(self, lr_schedule: LearningRate) -> None:
+        policy: Any = self
         network = SelectionNetwork(self.layout)
         policy.mlp_extractor = _Latents(network)
         policy.action_net, policy.value_net = network.logit, network.value
@@ -189,55 +206,11 @@ class _TokenActorCritic:
 
 
 class GroupTokenPolicy(_TokenActorCritic, ActorCriticPolicy):
-    """`SelectionNetwork` as a stable-baselines3 policy with independent Bernoulli actions.
-
-    Args:
-        observation_space: Of `ParameterSelectionEnv`.
-        action_space: MultiBinary.
-        lr_schedule: Learning rate over progress.
-        width: Of the hidden layers.
-        kwargs: Passed on.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        action_space: spaces.MultiBinary,
-        lr_schedule: LearningRate,
-        width: int,
-        **kwargs: Any,
-    ) -> None:
-        extractor = self._extractor(observation_space, width)
-        ActorCriticPolicy.__init__(self, observation_space, action_space, lr_schedule, **extractor, **kwargs)
-
-    def _build(self, lr_schedule: LearningRate) -> None:
-        self._install(self, lr_schedule)
+    """`SelectionNetwork` as a stable-baselines3 policy with independent Bernoulli actions."""
 
 
 class MaskableGroupTokenPolicy(_TokenActorCritic, MaskableActorCriticPolicy):
-    """The same for sb3-contrib's MaskablePPO: a group that is frozen is off with certainty, and teaches nothing.
-
-    Args:
-        observation_space: Of `ParameterSelectionEnv`.
-        action_space: MultiBinary.
-        lr_schedule: Learning rate over progress.
-        width: Of the hidden layers.
-        kwargs: Passed on.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        action_space: spaces.MultiBinary,
-        lr_schedule: LearningRate,
-        width: int,
-        **kwargs: Any,
-    ) -> None:
-        extractor = self._extractor(observation_space, width)
-        MaskableActorCriticPolicy.__init__(self, observation_space, action_space, lr_schedule, **extractor, **kwargs)
-
-    def _build(self, lr_schedule: LearningRate) -> None:
-        self._install(self, lr_schedule)
+    """The same for sb3-contrib's MaskablePPO: a group that is frozen is off with certainty, and teaches nothing."""
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> MaskableDistribution:
         # A Bernoulli with logit x is a categorical with logits 0 for off and x for on.

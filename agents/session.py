@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from agents.run_folder import RunFolder
 from agents.search.base import Searcher, SearchProblem
+from agents.search.ppo import environment_of
 from agents.settings import TrainSettings
 from agents.workbench import Workbench
 from envs.evaluators.base import Evaluation, Evaluator, evaluate_many
 from envs.evaluators.budget import BudgetedEvaluator, BudgetSpent
 from envs.evaluators.cached import CachedEvaluator, Served
-from envs.selection import ParameterSelectionEnv
 from envs.store import EvaluationStore
 from envs.task import Mask, Schedule, SelectionTask
 from envs.vector import SelectionVecEnv
@@ -103,25 +103,14 @@ class Session:
 
     def environment(self, rollout: int) -> SelectionVecEnv:
         """``rollout`` sub-environments that share the budget."""
-        settings, bench = self.settings, self.bench
-        env = SelectionVecEnv(
-            [
-                ParameterSelectionEnv(
-                    evaluator=self.budgeted,
-                    objective=self.objective,
-                    group_features=bench.group_features,
-                    group_feature_names=bench.group_feature_names,
-                    task_features=bench.task_features,
-                    preference=settings.preference,
-                    horizon=settings.horizon,
-                    failure_penalty=settings.reward.failure_penalty,
-                    frozen=frozen_mask(settings.frozen, bench.search.groups),
-                )
-                for _ in range(rollout)
-            ]
+        settings = self.settings
+        return environment_of(
+            self.problem(),
+            rollout,
+            seed=settings.seed,
+            horizon=settings.horizon,
+            failure_penalty=settings.reward.failure_penalty,
         )
-        env.seed(settings.seed)
-        return env
 
     def problem(self) -> SearchProblem:
         """The search as a `Searcher` sees it, on the run's own budget."""

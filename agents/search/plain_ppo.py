@@ -8,12 +8,10 @@ from typing import ClassVar
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.search.base import SearchProblem
-from agents.search.ppo import learn
+from agents.search.ppo import environment_of, learn
 from agents.settings import PPOSettings
 from envs.evaluators.budget import BudgetedEvaluator
 from envs.seeding import derive_seed
-from envs.selection import ParameterSelectionEnv
-from envs.vector import SelectionVecEnv
 
 _BUDGET = 128
 
@@ -49,21 +47,7 @@ class PlainPPO:
         """See `Searcher.search`."""
         evaluator = problem.evaluator
         budget = evaluator.remaining if isinstance(evaluator, BudgetedEvaluator) else _BUDGET
-        env = SelectionVecEnv(
-            [
-                ParameterSelectionEnv(
-                    evaluator=evaluator,
-                    objective=problem.objective,
-                    group_features=problem.group_features,
-                    group_feature_names=problem.group_feature_names,
-                    task_features=problem.task_features,
-                    preference=problem.preference,
-                    frozen=problem.frozen,
-                )
-                for _ in range(self.settings.rollout)
-            ]
-        )
-        env.seed(derive_seed(seed, self.name) % 2**31)
+        env = environment_of(problem, self.settings.rollout, seed=derive_seed(seed, self.name) % 2**31)
         learn(env, self.settings, budget=budget, seed=seed, tensorboard=None, callback=_Nothing())
 
 

@@ -11,9 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from agents.policy import GroupTokenPolicy, MaskableGroupTokenPolicy, SelectionNetwork
+from agents.search.base import SearchProblem
 from agents.settings import PPOSettings
 from agents.threads import one_thread
 from envs.evaluators.budget import BudgetSpent
+from envs.selection import ParameterSelectionEnv
 from envs.vector import SelectionVecEnv
 
 
@@ -71,6 +73,30 @@ def learn(
         model.logger.close()
     network: SelectionNetwork = model.policy.network
     return network
+
+
+def environment_of(
+    problem: SearchProblem, count: int, *, seed: int, horizon: int = 1, failure_penalty: float = -1.0
+) -> SelectionVecEnv:
+    """``count`` sub-environments that ask the problem's evaluator; see `ParameterSelectionEnv` for the rest."""
+    env = SelectionVecEnv(
+        [
+            ParameterSelectionEnv(
+                evaluator=problem.evaluator,
+                objective=problem.objective,
+                group_features=problem.group_features,
+                group_feature_names=problem.group_feature_names,
+                task_features=problem.task_features,
+                preference=problem.preference,
+                horizon=horizon,
+                failure_penalty=failure_penalty,
+                frozen=problem.frozen,
+            )
+            for _ in range(count)
+        ]
+    )
+    env.seed(seed)
+    return env
 
 
 class _OneThreadPPO(PPO):

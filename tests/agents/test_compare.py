@@ -119,7 +119,7 @@ def test_a_part_of_it(folder: Path) -> None:
         (["preferences=[1.5]"], "1.5"),
         (["env=mimic"], "env=mimic has no table"),
         (["tables=[nowhere.parquet]"], "nowhere.parquet"),
-        (["tables=[isic-full.parquet]"], "copy_mask has nothing to learn from"),
+        (["tables=[isic-full.parquet]", "searchers=[copy_mask]"], "copy_mask has nothing to learn from"),
         (["reward.scalarization=nope"], "scalarization"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -131,3 +131,12 @@ def test_a_wrong_call_is_one_line(folder: Path, arguments: list[str], named: str
     assert outcome.err.count("\n") == 1
     assert named in outcome.err
     assert not (folder / "runs").exists()
+
+
+def test_without_another_source_the_others_are_compared_and_it_is_said(folder: Path) -> None:
+    outcome = compare("tables=[isic-full.parquet]", "seeds=1", "budget=2", folder=folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "without copy_mask, policy: there is no other data source to learn from" in outcome.out.replace("\n", " ")
+    text = (folder / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert "| random |" in text
+    assert "| copy_mask |" not in text
