@@ -12,6 +12,9 @@ from scipy.optimize import minimize
 Floats = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
+# Repeats that agree exactly do not say that there is no luck, and a kernel without any cannot be inverted.
+LEAST_NUGGET = 1e-3
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -93,10 +96,11 @@ def fit_kernel(
             rate for all.
         start: The prior's centre.
         strength: Precision of the priors.
-        nugget: If it is known, for example from repeated measurements; None to find it.
+        nugget: If it is known, for example from repeated measurements; taken as `LEAST_NUGGET` if below. None to find
+            it.
     """
     if nugget is not None:
-        start = replace(start, nugget=nugget)
+        start = replace(start, nugget=max(nugget, LEAST_NUGGET))
     prepared = [_Pairs.of(masks, residuals) for masks, residuals in sets if len(masks)]
     if not prepared:
         return start
