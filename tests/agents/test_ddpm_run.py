@@ -18,6 +18,7 @@ ARGUMENTS = (
     "env.heldout=24",
     "env.test=20",
     "+env.options.identities=70",
+    "env.options.kinds=[radiograph,lesion]",
     "evaluator.workers=1",
     "inner.steps=40",
     "inner.warmup=4",

@@ -24,6 +24,7 @@ ARGUMENTS = (
     "env.heldout=24",
     "env.test=20",
     "+env.options.identities=70",
+    "env.options.kinds=[radiograph,lesion]",
     "evaluator.workers=1",
     "inner.steps=40",
     "inner.learning_rate=2e-3",
