@@ -27,7 +27,7 @@ from agents.finetuning.validation import validate
 from agents.finetuning.workplace import Workplace, prepare, start_accelerator
 from agents.run_folder import RunFolder
 from agents.settings import read_settings
-from envs.finetune import DivergedError
+from envs.learner import DivergedError
 from rewards.errors import InputError
 
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from envs.backbones.base import Backbone
+from envs.batches import TrainingSet
 from envs.datasets.base import ImageSet, SplitDataset
 from envs.features import feature_matrix, task_vector
-from envs.finetune import TrainingSet
 from envs.group_probes import GroupProbes, Probe, probe_groups
 from envs.groups import LayerGroup
 from envs.methods import Attachment

@@ -226,6 +226,7 @@ class TrainSettings:
 
     Attributes:
         frozen: Names of toggles that stay off, whatever an agent would choose.
+        mitigation: Settings of each mitigation that every fine-tune is given, by name; see `envs.mitigations`.
     """
 
     env: EnvSettings
@@ -246,6 +247,7 @@ class TrainSettings:
     seed: int
     run_dir: str
     frozen: list[str] = field(default_factory=list)
+    mitigation: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     resume: str | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from envs.backbones import EMBEDDED
 from envs.backbones.base import Backbone, check_guidance
 from envs.backbones.load import find_pipeline, load_backbone
 from envs.datasets import NEAR_DUPLICATE_RADIUS, prepare_dataset
-from envs.datasets.base import SplitDataset
+from envs.datasets.base import ImageSet, SplitDataset
 from envs.evaluators.base import Evaluator
 from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
@@ -30,6 +30,7 @@ from envs.evaluators.tabular import TabularEvaluator
 from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector
 from envs.groups import LayerGroup, find_groups
 from envs.methods import Method, find_method
+from envs.mitigations import Mitigation, find_mitigations
 from envs.task import SelectionTask
 from rewards.errors import InputError
 from rewards.objective import Objective
@@ -82,6 +83,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
     method = find_method(settings.method.name, settings.method.options)
+    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
     for metrics in (settings.reward.metrics, settings.reward.final_metrics):
         Suite(metrics)
     if settings.evaluator.name == "synthetic":
@@ -103,6 +105,7 @@ def prepare(settings: TrainSettings) -> Workbench:
     threads = settings.evaluator.threads
     # To find out whether it fits, before anything is paid for. Nothing is lost on gradients: none are measured.
     attachment = method(backbone.denoiser, groups, calibration=lambda: ())
+    check_mitigations(mitigations, backbone, dataset.train, settings)
     group_features, task_features = seen_by_policy(
         # Without the method's modules, and where gradients are cheap.
         prepare_backbone(settings.backbone, env, torch.device(devices[0]))[0],
@@ -129,6 +132,7 @@ def prepare(settings: TrainSettings) -> Workbench:
             "device": torch.device(devices[0]).type,
             "threads": threads,
             **method_options(method),
+            **mitigation_options(mitigations),
             **backbone_options(settings.backbone),
         },
     )
@@ -181,6 +185,24 @@ def prepare_images(env: EnvSettings, data: DataSettings) -> SplitDataset:
         radius=NEAR_DUPLICATE_RADIUS if env.radius is None else env.radius,
         options=env.options,
     )
+
+
+def check_mitigations(
+    mitigations: Sequence[Mitigation], backbone: Backbone, images: ImageSet, settings: TrainSettings
+) -> None:
+    """Finds out before anything is paid for whether they can act.
+
+    Raises:
+        InputError: If one cannot.
+    """
+    if mitigations and settings.horizon > 1:
+        raise InputError(
+            f"horizon={settings.horizon} with mitigation={','.join(each.name for each in mitigations)}",
+            "mitigations act on a fine-tune of one phase: set horizon=1",
+        )
+    for each in mitigations:
+        each.check(backbone, images, settings.method.name)
+        images = each.prepared(images, settings.seed)
 
 
 def described(dataset: SplitDataset) -> dict[str, Any]:
@@ -245,6 +267,11 @@ def _final(search: SelectionTask, settings: TrainSettings) -> SelectionTask:
 def method_options(method: Method) -> dict[str, Any]:
     """Of a method, for a task's options; nothing without settings: the ids of such tasks are older than settings."""
     return {"method": dict(method.settings)} if method.settings else {}
+
+
+def mitigation_options(mitigations: Sequence[Mitigation]) -> dict[str, Any]:
+    """For a task's options; without any nothing, as for methods."""
+    return {"mitigations": {each.name: dict(each.settings) for each in mitigations}} if mitigations else {}
 
 
 def backbone_options(settings: BackboneSettings) -> dict[str, Any]:

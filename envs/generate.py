@@ -18,6 +18,32 @@ from envs.seeding import torch_generator
 _CHUNK = 64
 
 
+class Steering:
+    """What is done to a sampler; subclasses override what they need."""
+
+    def states(self, backbone: Backbone, states: Tensor, empty_state: Tensor, noise: Tensor) -> Tensor:
+        """Text states to sample with in place of the given ones, ``(n, tokens, width)``.
+
+        Args:
+            backbone: With the denoiser in the state to sample from.
+            states: Of the captions.
+            empty_state: ``(1, tokens, width)``.
+            noise: That sampling starts from, ``(n, c, h, w)``, standard normal.
+        """
+        return states
+
+    def output(self, scheduler: Any, noisy: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """What the denoiser is taken to put out, ``(n, c, h, w)``.
+
+        Args:
+            scheduler: Of diffusers, in the midst of sampling.
+            noisy: Where the sampler is, ``(n, c, h, w)``.
+            t: Timestep.
+            output: Of the denoiser, guided by captions if that is asked for.
+        """
+        return output
+
+
 def generate(
     backbone: Backbone,
     states: Tensor,
@@ -26,9 +52,24 @@ def generate(
     steps: int,
     guidance_scale: float,
     seed: int,
+    steerings: Sequence[Steering] = (),
 ) -> NDArray[np.uint8]:
-    """The decoded images of `sample_latents`, uint8 RGB ``(n, height, width, 3)``; see there for the arguments."""
-    latents = sample_latents(backbone, states, empty_state, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    """The decoded images of `sample_latents`, uint8 RGB ``(n, height, width, 3)``; see there for the arguments.
+
+    ``steerings`` act on the sampler, in their order.
+    """
+    noise, _ = starting_noise(backbone, len(states), seed)
+    for steering in steerings:
+        states = steering.states(backbone, states, empty_state, noise)
+    latents = sample_latents(
+        backbone,
+        states,
+        empty_state,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        steerings=steerings,
+    )
     return backbone.decode_latents(latents)
 
 
@@ -41,6 +82,7 @@ def sample_latents(
     steps: int,
     guidance_scale: float,
     seed: int,
+    steerings: Sequence[Steering] = (),
 ) -> Tensor:
     """One scaled latent for each row of ``states``, ``(n, c, h, w)``.
 
@@ -53,6 +95,7 @@ def sample_latents(
         steps: Of the backbone's scheduler.
         guidance_scale: 1 for none; above 1, classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
         seed: Names the noise.
+        steerings: Of what the denoiser puts out.
     """
     noise, generators = starting_noise(backbone, len(states), seed)
 
@@ -63,7 +106,7 @@ def sample_latents(
         unconditional, conditional = both_predictions(backbone, scaled, t, condition, empty_state)
         return unconditional + guidance_scale * (conditional - unconditional)
 
-    return denoise(backbone.scheduler, noise, predict, steps=steps, generators=generators)
+    return denoise(backbone.scheduler, noise, predict, steps=steps, generators=generators, steerings=steerings)
 
 
 def starting_noise(backbone: Backbone, n: int, seed: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -89,6 +132,7 @@ def denoise(
     *,
     steps: int,
     generators: Sequence[torch.Generator],
+    steerings: Sequence[Steering] = (),
 ) -> Tensor:
     """Where a sampler gets to from standard normal noise, the shape of ``noise``.
 
@@ -98,6 +142,7 @@ def denoise(
         predict: Of noisy latents as the denoiser takes them, a timestep of the scheduler and their rows, the output.
         steps: Of the scheduler.
         generators: One a row, for schedulers that draw on the way.
+        steerings: Of the output.
     """
     latents, at_once = [], min(_CHUNK, rows_at_once(noise.shape[-1]))
     for start in range(0, len(noise), at_once):
@@ -109,6 +154,9 @@ def denoise(
         drawn = {"generator": list(generators[rows])} if takes_noise and generators else {}
         x = noise[rows] * own.init_noise_sigma
         for t in own.timesteps:
-            x = own.step(predict(own.scale_model_input(x, t), t, rows), t, x, return_dict=False, **drawn)[0]
+            output = predict(own.scale_model_input(x, t), t, rows)
+            for steering in steerings:
+                output = steering.output(own, x, t, output)
+            x = own.step(output, t, x, return_dict=False, **drawn)[0]
         latents.append(x)
     return torch.cat(latents)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.backbones.base import Backbone
-from envs.finetune import TrainingSet
+from envs.batches import TrainingSet
 from envs.groups import LayerGroup
 from envs.seeding import torch_generator
 

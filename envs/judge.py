@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.backbones.base import Backbone
+from envs.batches import TrainingSet, encode
 from envs.datasets.base import ImageSet
 from envs.evidence import caption_magnitudes, inverted
-from envs.finetune import DivergedError, TrainingSet, encode
-from envs.generate import generate
+from envs.generate import Steering, generate
+from envs.learner import DivergedError
 from envs.losses import denoising_losses
 from envs.probes import reproduction_similarity
 from envs.task import InnerBudget
@@ -69,8 +70,8 @@ class Judge:
         """Each metric's value with real images in place of generated ones; None where there is none."""
         return self._reference.nulls
 
-    def generate(self) -> NDArray[np.uint8]:
-        """``budget.images`` images from the training captions in turn, ``(n, h, w, 3)``."""
+    def generate(self, steerings: Sequence[Steering] = ()) -> NDArray[np.uint8]:
+        """``budget.images`` images from the training captions in turn, ``(n, h, w, 3)``, by a sampler thus steered."""
         return generate(
             self._backbone,
             self._generated_states,
@@ -78,6 +79,7 @@ class Judge:
             steps=self._budget.sampling_steps,
             guidance_scale=self._budget.guidance_scale,
             seed=self._seed,
+            steerings=steerings,
         )
 
     def evidence(self) -> Evidence:

@@ -1,11 +1,13 @@
-"""Denoising losses of single images on a fixed grid of timesteps and noises: what membership inference looks at."""
+"""Denoising losses: of a batch to learn from, and of single images on a fixed grid of timesteps and noises."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from envs.backbones.base import Backbone, rows_at_once
+from envs.hooks import Batch
 from envs.seeding import torch_generator
 
 _CHUNK = 64
@@ -13,9 +15,24 @@ _RANGE = (0.05, 0.85)
 """Shares of the noise schedule between which the grid lies: outside, the loss hardly depends on the image."""
 
 
+def training_loss(backbone: Backbone, batch: Batch) -> Tensor:
+    """The mean squared error of what the denoiser predicts (Ho et al., arXiv 2006.11239, eq. 14)."""
+    noisy, target = backbone.noised(batch.latents, batch.noise, batch.t)
+    return F.mse_loss(backbone.predict(noisy, batch.t, batch.states), target)
+
+
+def sample_losses(backbone: Backbone, batch: Batch) -> Tensor:
+    """The same of each sample, ``(n,)``; their mean is `training_loss` but for rounding."""
+    noisy, target = backbone.noised(batch.latents, batch.noise, batch.t)
+    errors = F.mse_loss(backbone.predict(noisy, batch.t, batch.states), target, reduction="none")
+    return errors.flatten(1).mean(dim=1)
+
+
 @torch.inference_mode()
 def denoising_losses(backbone: Backbone, latents: Tensor, states: Tensor, *, draws: int, seed: int) -> Tensor:
     """Mean loss of each image over ``draws`` fixed (t, noise) pairs: float32 ``(n,)`` on the CPU.
+
+    What membership inference looks at.
 
     The same pairs serve every image, every mask and the base model, so that what differs is the model alone.
 

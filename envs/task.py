@@ -162,6 +162,12 @@ class SelectionTask:
         settings: Mapping[str, Any] = self.options.get("method", {})
         return settings
 
+    @property
+    def mitigations(self) -> Mapping[str, Mapping[str, Any]]:
+        """The settings of each mitigation, by name."""
+        chosen: Mapping[str, Mapping[str, Any]] = self.options.get("mitigations", {})
+        return chosen
+
     def evaluation_key(self, schedule: Schedule) -> str:
         """What the store files this schedule's evaluation under."""
         return content_hash({"task": self.identity(), "schedule": schedule.key})

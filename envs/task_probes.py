@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.backbones.base import Backbone
-from envs.finetune import TrainingSet
+from envs.batches import TrainingSet
 from envs.losses import denoising_losses
 from rewards.features.pixels import PixelEmbedding
 from rewards.neighbors import nearest_neighbors

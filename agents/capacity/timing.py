@@ -34,9 +34,9 @@ def step_times(settings: MethodsSettings) -> dict[str, dict[str, float]]:
         for method, evaluator in evaluators.items():
             for name, mask in laboratory.masks.items():
                 started = time.perf_counter()
-                steps = finetune(
-                    evaluator.backbone, evaluator.attachment, Schedule.constant(mask), evaluator.training_set, budget, 0
-                )
+                schedule, data = Schedule.constant(mask), evaluator.regimen.training_set
+                trained = finetune(evaluator.backbone, evaluator.attachment, schedule, data, budget, 0)
                 if repeat:  # the first one warms up
-                    found[method][name].append(1000 * (time.perf_counter() - started) / steps if steps else 0.0)
+                    milliseconds = 1000 * (time.perf_counter() - started)
+                    found[method][name].append(milliseconds / trained.steps if trained.steps else 0.0)
     return {method: {mask: median(times) for mask, times in of.items()} for method, of in found.items()}

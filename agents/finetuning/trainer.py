@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from agents.finetuning.settings import EMASettings, TrainingSettings
 from envs.backbones.base import Backbone
-from envs.finetune import Batch, DivergedError, TrainingSet, draw_batch, training_loss
+from envs.batches import TrainingSet, draw_batch
+from envs.hooks import Batch
+from envs.learner import DivergedError
+from envs.losses import training_loss
 from envs.methods import Attachment
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule

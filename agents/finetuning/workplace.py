@@ -15,8 +15,9 @@ from agents.finetuning.settings import FinetuneSettings
 from agents.finetuning.trainer import Trainer
 from agents.workbench import check_captions, prepare_backbone, prepare_images
 from envs.backbones.base import Backbone, check_guidance
+from envs.batches import encode
 from envs.datasets.base import SplitDataset
-from envs.finetune import encode, one_pass
+from envs.finetune import one_pass
 from envs.groups import find_groups
 from envs.judge import Judge
 from envs.methods import Attachment, find_method

@@ -20,6 +20,7 @@ class Evaluation:
         trainable_parameters: Numbers that some phase of the schedule may change.
         total_parameters: Numbers in the base model's denoiser, without what a method adds.
         steps: Optimizer steps taken.
+        figures: What became of what was done besides plain training, by name; empty for plain training.
         seconds: Wall time of the evaluation. Not part of its identity: see `same_numbers`.
         failure: Why there are no metrics (NaN loss, out of memory, a killed worker); empty if there are.
     """
@@ -31,6 +32,7 @@ class Evaluation:
     steps: int = 0
     seconds: float = 0.0
     failure: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trainable_share(self) -> float:
@@ -47,6 +49,7 @@ class Evaluation:
             "steps": self.steps,
             "seconds": self.seconds,
             "failure": self.failure,
+            **({"figures": dict(self.figures)} if self.figures else {}),
         }
 
     @classmethod
@@ -60,6 +63,7 @@ class Evaluation:
             steps=fields["steps"],
             seconds=fields["seconds"],
             failure=fields["failure"],
+            figures=fields.get("figures", {}),
         )
 
     def same_numbers(self, other: Evaluation) -> bool:

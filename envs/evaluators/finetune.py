@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,15 @@ from envs.backbones.base import Backbone, check_guidance
 from envs.backbones.execution import Execution
 from envs.backbones.load import load_backbone
 from envs.backbones.memory import peak_memory, smaller
+from envs.batches import encode
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation
 from envs.evaluators.failure import is_out_of_memory
-from envs.finetune import encode, finetune, one_pass
+from envs.finetune import Trained, finetune, one_pass
 from envs.groups import find_groups
 from envs.judge import Judge
 from envs.methods import find_method
+from envs.mitigations import find_mitigations, prepare_regimen
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
 from rewards.measurement import Measurement
@@ -90,19 +92,29 @@ class FineTuneEvaluator:
         groups = find_groups(backbone.denoiser, task.scheme)
         # Of the base model: a share means the same for methods that add parameters as for those that add none.
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
-        self.training_set = encode(backbone, dataset.train)
+        images = encode(backbone, dataset.train)
         self.attachment = find_method(task.method, task.method_settings)(
             backbone.denoiser,
             groups,
-            calibration=lambda: one_pass(backbone, self.training_set, task.inner.batch_size, task.seed),
+            calibration=lambda: one_pass(backbone, images, task.inner.batch_size, task.seed),
             seed=task.seed,
+        )
+        self.regimen = prepare_regimen(
+            find_mitigations(task.mitigations),
+            backbone,
+            self.attachment,
+            task.method,
+            dataset.train,
+            dataset.heldout,
+            task.inner,
+            task.seed,
         )
         # Not state_dict(): it leaves out the buffers that are not saved.
         state = itertools.chain(backbone.denoiser.named_parameters(), backbone.denoiser.named_buffers())
         self._base = {name: tensor.detach().clone() for name, tensor in state}
 
         judged = dataset.test if task.judge == "test" else dataset.heldout
-        self.judge = Judge(backbone, dataset.train, self.training_set, judged, task.inner, task.metrics, task.seed)
+        self.judge = Judge(backbone, dataset.train, images, judged, task.inner, task.metrics, task.seed)
         self._restore({})  # buffers that a forward pass moves
 
     def evaluate(self, schedule: Schedule) -> Evaluation:
@@ -114,43 +126,60 @@ class FineTuneEvaluator:
             RuntimeError: From torch. The backbone is restored in every case.
         """
         started = time.perf_counter()
-        selected: dict[str, nn.Parameter] = {}
-        for mask in schedule.phases:
-            selected |= self.attachment.selected(mask)
         try:
-            steps, images = self._learn_and_generate(schedule)
-            measurements = self._measure(images)
+            with self._trained(schedule) as trained:
+                measurements = self._measure(self._generate(schedule))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             peak = peak_memory(self.backbone.device) / 2**30
             remedy = smaller(self.backbone.execution, self.task.inner.batch_size, training=self._part == "finetune")
             raise MemoryError(f"at {peak:.1f} GiB in {self._part}: set {remedy}") from error
-        finally:
-            self._restore(selected)
         return Evaluation(
             schedule=schedule,
             metrics=measurements,
-            trainable_parameters=sum(parameter.numel() for parameter in selected.values()),
+            trainable_parameters=sum(parameter.numel() for parameter in self._selected(schedule).values()),
             total_parameters=self.total_parameters,
-            steps=steps,
+            steps=trained.steps,
             seconds=time.perf_counter() - started,
+            figures=trained.figures,
         )
 
     def images(self, schedule: Schedule) -> NDArray[np.uint8]:
         """What the model generates after this schedule, ``(n, h, w, 3)``: the images that `evaluate` measures."""
-        try:
-            return self._learn_and_generate(schedule)[1]
-        finally:
-            self._restore(self.attachment.selected((True,) * len(self.attachment.parameters)))
+        with self._trained(schedule):
+            return self._generate(schedule)
 
-    def _learn_and_generate(self, schedule: Schedule) -> tuple[int, NDArray[np.uint8]]:
-        with self._clock("finetune"):
-            steps = finetune(
-                self.backbone, self.attachment, schedule, self.training_set, self.task.inner, self.task.seed
-            )
+    def _selected(self, schedule: Schedule) -> dict[str, nn.Parameter]:
+        return {name: p for mask in schedule.phases for name, p in self.attachment.selected(mask).items()}
+
+    @contextmanager
+    def _trained(self, schedule: Schedule) -> Iterator[Trained]:
+        """Inside, the model is what a fine-tune makes of it."""
+        treatment = self.regimen.treatment
+        try:
+            with ExitStack() as stack:
+                with self._clock("finetune"):
+                    trained = finetune(
+                        self.backbone,
+                        self.attachment,
+                        schedule,
+                        self.regimen.training_set,
+                        self.task.inner,
+                        self.task.seed,
+                        treatment.manner,
+                    )
+                    # A schedule that trains nothing is the base model, and that stays what it is.
+                    edits = treatment.edits if schedule.learns else ()
+                    edited = [stack.enter_context(edit()) for edit in edits]
+                figures = {name: value for each in (trained.figures, *edited) for name, value in each.items()}
+                yield Trained(trained.steps, figures)
+        finally:
+            self._restore(self._selected(schedule))
+
+    def _generate(self, schedule: Schedule) -> NDArray[np.uint8]:
         with self._clock("generate"):
-            return steps, self.judge.generate()
+            return self.judge.generate(self.regimen.treatment.steerings if schedule.learns else ())
 
     def _measure(self, images: NDArray[np.uint8]) -> Mapping[str, Measurement]:
         with self._clock("losses"):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from agents.finetuning.loading import load_finetuned
 from agents.finetuning.trainer import Trainer
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets import NEAR_DUPLICATE_RADIUS, prepare_dataset
-from envs.generate import denoise
+from envs.generate import Steering, denoise
 from envs.judge import Judge
 from tests.agents.command import Command, Double, Outcome, read_json
 from tests.agents.test_bad_input import refused_in_one_line
@@ -234,12 +235,12 @@ def interrupted_in_validation(signal_number: int) -> None:
     """The signal arrives while the second validation looks at the averaged weights."""
     generate, calls = Judge.generate, 0
 
-    def generating(self: Judge) -> NDArray[np.uint8]:
+    def generating(self: Judge, steerings: Sequence[Steering] = ()) -> NDArray[np.uint8]:
         nonlocal calls
         calls += 1
         if calls == 2:
             os.kill(os.getpid(), signal_number)
-        return generate(self)
+        return generate(self, steerings)
 
     Judge.generate = generating  # type: ignore[method-assign]
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import DivergedError, TrainingSet, finetune
+from envs.batches import TrainingSet
+from envs.finetune import finetune
 from envs.groups import find_groups
+from envs.learner import DivergedError
 from envs.methods import METHODS, Attachment, find_method
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
@@ -97,7 +99,7 @@ def test_off_means_off(backbone: LatentBackbone, data: TrainingSet, method: str)
     for key in SINGLE + OTHERS:
         schedule = Schedule.from_key(key)
         selected = attachment.selected(schedule.phases[0])
-        steps = finetune(backbone, attachment, schedule, data, BUDGET, 0)
+        steps = finetune(backbone, attachment, schedule, data, BUDGET, 0).steps
         assert steps == (BUDGET.steps if selected else 0), key
         moved = {name for name, tensor in weights(backbone).items() if not torch.equal(tensor, base[name])}
         assert moved == selected.keys(), key
@@ -109,7 +111,7 @@ def test_off_means_off(backbone: LatentBackbone, data: TrainingSet, method: str)
 def test_nothing_on_is_the_base_model(backbone: LatentBackbone, data: TrainingSet) -> None:
     t = torch.full((IMAGES,), 300)
     before = backbone.predict(data.latents, t, data.states)
-    assert finetune(backbone, attach(backbone), Schedule.from_key("0" * 8), data, BUDGET, 0) == 0
+    assert finetune(backbone, attach(backbone), Schedule.from_key("0" * 8), data, BUDGET, 0).steps == 0
     assert torch.equal(backbone.predict(data.latents, t, data.states), before)
 
 
@@ -210,7 +212,7 @@ def test_steps_count_only_phases_that_learn(backbone: LatentBackbone, data: Trai
     budget = dataclasses.replace(BUDGET, steps=5)
 
     def steps(key: str) -> int:
-        return finetune(backbone, attach(backbone), Schedule.from_key(key), data, budget, 0)
+        return finetune(backbone, attach(backbone), Schedule.from_key(key), data, budget, 0).steps
 
     assert [steps(key) for key in ("1" * 8, "00000001/00000000", "00000000/00000001")] == [5, 2, 3]
     assert steps("/".join(["00000001"] * 7)) == 5, "more phases than steps"

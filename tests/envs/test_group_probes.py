@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import TrainingSet
+from envs.batches import TrainingSet
 from envs.group_probes import GroupProbes, probe_groups
 from envs.groups import find_groups
 from envs.seeding import torch_generator

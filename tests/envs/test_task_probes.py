@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import TrainingSet
+from envs.batches import TrainingSet
 from envs.losses import denoising_losses
 from envs.seeding import torch_generator
 from envs.task_probes import TaskProbes, probe_task

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from agents.finetuning.settings import EMASettings, TrainingSettings
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import TrainingSet
+from envs.batches import TrainingSet
 from envs.seeding import torch_generator
 from tests.envs.conftest import backbone, cache_folder, loaded_backbone
 

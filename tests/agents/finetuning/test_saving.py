@@ -14,7 +14,8 @@ from torch import Tensor
 from agents.finetuning.loading import load_finetuned
 from agents.finetuning.saving import fold, save_adapter, save_pipeline, takes_captions
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
-from envs.finetune import TrainingSet, finetune
+from envs.batches import TrainingSet
+from envs.finetune import finetune
 from envs.groups import LayerGroup, find_groups
 from envs.methods import METHODS, Attachment, find_method
 from envs.task import InnerBudget, Schedule
@@ -38,7 +39,7 @@ def tuned(
     names = frozenset(backbone.denoiser.state_dict())
     groups = find_groups(backbone.denoiser, "blocks")
     attachment = find_method(method)(backbone.denoiser, groups, calibration=lambda: ())
-    assert finetune(backbone, attachment, SCHEDULE, data, BUDGET, 0) == 4
+    assert finetune(backbone, attachment, SCHEDULE, data, BUDGET, 0).steps == 4
     return attachment, groups, names
 
 

@@ -16,8 +16,9 @@ from agents.finetuning.trainer import StepRecord, Trainer, rows_of_step
 from envs.backbones import base
 from envs.backbones.execution import Execution
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import DivergedError, TrainingSet
+from envs.batches import TrainingSet
 from envs.groups import find_groups
+from envs.learner import DivergedError
 from envs.methods import METHODS, find_method
 from envs.probes import frozen
 from envs.seeding import torch_generator

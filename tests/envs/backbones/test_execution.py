@@ -13,8 +13,10 @@ from envs.backbones import base
 from envs.backbones.base import Backbone, rows_at_once
 from envs.backbones.execution import Execution, Precision
 from envs.backbones.load import load_backbone
-from envs.finetune import DivergedError, TrainingSet, finetune, one_pass
+from envs.batches import TrainingSet
+from envs.finetune import finetune, one_pass
 from envs.groups import find_groups
+from envs.learner import DivergedError
 from envs.methods import find_method
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
@@ -124,7 +126,8 @@ def test_fp16_leaves_out_steps_that_overflow(ddpm_folder: Path, monkeypatch: pyt
         finetune(backbone, attachment, Schedule.from_key("1" * len(groups)), data_of(backbone), BUDGET, seed=0)
     assert all(torch.equal(p, start[name]) for name, p in weights(backbone).items()), "no step was taken"
     at(2.0**10)
-    assert finetune(backbone, attachment, Schedule.from_key("1" * len(groups)), data_of(backbone), BUDGET, seed=0) == 3
+    trained = finetune(backbone, attachment, Schedule.from_key("1" * len(groups)), data_of(backbone), BUDGET, seed=0)
+    assert trained.steps == 3
 
 
 def test_a_loss_that_is_not_finite_diverges_in_fp16_too(ddpm_folder: Path) -> None:
@@ -182,6 +185,6 @@ def test_on_a_gpu_exactly_the_mask_trains(folder: Path, precision: Precision) ->
     on_device = TrainingSet(data.latents.cuda(), data.states, data.empty_state)
     start = weights(backbone)
     mask = Schedule.constant(i == 1 for i in range(len(groups)))
-    assert finetune(backbone, attachment, mask, on_device, BUDGET, seed=0) == BUDGET.steps
+    assert finetune(backbone, attachment, mask, on_device, BUDGET, seed=0).steps == BUDGET.steps
     moved = {name for name, p in weights(backbone).items() if not torch.equal(p, start[name])}
     assert moved == {name for name, _ in groups[1].parameters_in(backbone.denoiser)}

@@ -11,9 +11,10 @@ from PIL import Image
 
 from envs.backbones.base import check_guidance
 from envs.backbones.pixel import PixelBackbone, load_pixel_backbone
+from envs.batches import TrainingSet
 from envs.datasets import SplitDataset, prepare_dataset
 from envs.evaluators.finetune import FineTuneEvaluator
-from envs.finetune import TrainingSet, finetune
+from envs.finetune import finetune
 from envs.generate import generate
 from envs.groups import find_groups
 from envs.losses import denoising_losses
@@ -88,7 +89,7 @@ def test_every_single_group_trains_and_nothing_else(pixels: PixelBackbone) -> No
     start = {name: p.clone() for name, p in pixels.denoiser.named_parameters()}
     for i, group in enumerate(groups):
         mask = Schedule.constant(j == i for j in range(len(groups)))
-        assert finetune(pixels, attachment, mask, data, BUDGET, seed=0) == BUDGET.steps
+        assert finetune(pixels, attachment, mask, data, BUDGET, seed=0).steps == BUDGET.steps
         moved = {name for name, p in pixels.denoiser.named_parameters() if not torch.equal(p, start[name])}
         assert moved == {name for name, _ in group.parameters_in(pixels.denoiser)}, group.name
         pixels.denoiser.load_state_dict(start)

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from envs import judge
 from envs.backbones.latent import LatentBackbone
+from envs.batches import TrainingSet
 from envs.datasets import SplitDataset, prepare_dataset
 from envs.evaluators import finetune as evaluating
 from envs.evaluators.base import evaluate_many
 from envs.evaluators.failure import describe
 from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator
-from envs.finetune import DivergedError, TrainingSet, finetune
+from envs.finetune import finetune
 from envs.generate import generate
 from envs.groups import find_groups
+from envs.learner import DivergedError
 from envs.losses import denoising_losses
 from envs.methods import find_method
 from envs.task import InnerBudget, Schedule, SelectionTask
@@ -128,7 +130,7 @@ def test_an_evaluation_is_what_its_parts_give_by_hand(
     base = losses()
     before = state(backbone.denoiser)
     attachment = find_method("full")(backbone.denoiser, find_groups(backbone.denoiser, "blocks"))
-    steps = finetune(backbone, attachment, schedule, TrainingSet(latents[0], states[0], empty), inner, 3)
+    trained = finetune(backbone, attachment, schedule, TrainingSet(latents[0], states[0], empty), inner, 3)
     captions = [train.captions[i % 6] for i in range(8)]
     generated = generate(backbone, backbone.encode_captions(captions), empty, steps=3, guidance_scale=1.0, seed=3)
     expected = suite.measure(
@@ -141,7 +143,7 @@ def test_an_evaluation_is_what_its_parts_give_by_hand(
 
     assert found.schedule == schedule
     assert found.metrics == expected
-    assert found.steps == steps == 4
+    assert found.steps == trained.steps == 4
     assert found.trainable_parameters == sum(before[name].numel() for name in moved) > 0
     assert found.total_parameters == sum(p.numel() for p in backbone.denoiser.parameters())
     assert found.failure == ""

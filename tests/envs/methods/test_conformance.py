@@ -12,7 +12,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import TrainingSet, finetune, one_pass
+from envs.batches import TrainingSet
+from envs.finetune import finetune, one_pass
 from envs.groups import find_groups
 from envs.methods import METHODS, Attachment, find_method
 from envs.seeding import torch_generator
@@ -45,7 +46,7 @@ def attach(
 
 
 def train(backbone: LatentBackbone, attachment: Attachment, mask: tuple[bool, ...], data: TrainingSet) -> int:
-    return finetune(backbone, attachment, Schedule.constant(mask), data, BUDGET, 0)
+    return finetune(backbone, attachment, Schedule.constant(mask), data, BUDGET, 0).steps
 
 
 @torch.no_grad()

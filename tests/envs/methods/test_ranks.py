@@ -12,7 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from envs.backbones.latent import LatentBackbone
-from envs.finetune import TrainingSet, finetune
+from envs.batches import TrainingSet
+from envs.finetune import finetune
 from envs.groups import find_groups
 from envs.methods import Attachment, find_method
 from envs.methods.lora import fold_adapters
@@ -51,7 +52,7 @@ def output(backbone: LatentBackbone, data: TrainingSet) -> Tensor:
 
 def train(backbone: LatentBackbone, attachment: Attachment, data: TrainingSet, chosen: str) -> Mask:
     mask = parse_mask(chosen, names(backbone, 1, 2, 4))
-    assert finetune(backbone, attachment, Schedule.constant(mask), data, BUDGET, 0) == BUDGET.steps
+    assert finetune(backbone, attachment, Schedule.constant(mask), data, BUDGET, 0).steps == BUDGET.steps
     return mask
 
 

@@ -1,0 +1,105 @@
+"""Published methods against memorization by name, and what several of them do together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from envs.backbones.base import Backbone
+from envs.batches import TrainingSet, encode
+from envs.datasets.base import ImageSet
+from envs.methods import Attachment
+from envs.mitigations.agc import AntiGradientControl
+from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
+from envs.mitigations.iet import IterativeEnsembleTraining
+from envs.task import InnerBudget
+from rewards.errors import InputError
+
+MITIGATIONS: dict[str, type[Mitigation]] = {
+    each.name: each
+    for each in (
+        AntiGradientControl,
+        IterativeEnsembleTraining,
+    )
+}
+"""Every mitigation by name, in the order in which they act."""
+
+__all__ = ["MITIGATIONS", "Mitigation", "Regimen", "Stage", "Treatment", "find_mitigations", "prepare_regimen"]
+
+
+@dataclass(frozen=True)
+class Regimen:
+    """What every fine-tune of a task is given.
+
+    Attributes:
+        training_set: The images to train on, encoded.
+        treatment: What is done to training, weights and sampling.
+    """
+
+    training_set: TrainingSet
+    treatment: Treatment
+
+
+def find_mitigations(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Mitigation, ...]:
+    """The mitigations of these names with these settings, in the order in which they act.
+
+    Args:
+        chosen: By name in `MITIGATIONS`; settings that are missing have their defaults.
+
+    Raises:
+        InputError: If there is no such mitigation or setting, a setting's value is wrong, or two cannot go together.
+    """
+    found = []
+    for name, settings in chosen.items():
+        if name not in MITIGATIONS:
+            raise InputError(f"mitigation={name} is none", f"choose among none, {', '.join(sorted(MITIGATIONS))}")
+        kind, given = MITIGATIONS[name], dict(settings)
+        known = [field.name for field in fields(kind)]
+        if unknown := sorted(set(given) - set(known)):
+            remedy = f"its settings are {', '.join(known)}" if known else "it has none"
+            raise InputError(f"mitigation={name} has no setting {', '.join(unknown)}", remedy)
+        found.append(kind(**given))
+    for each in found:
+        for other in found:
+            if other.name in each.excludes:
+                raise InputError(
+                    f"mitigation=[{each.name},{other.name}]: {each.excludes[other.name]}", "choose one of the two"
+                )
+    order = list(MITIGATIONS)
+    return tuple(sorted(found, key=lambda each: (each.stage, order.index(each.name))))
+
+
+def prepare_regimen(
+    mitigations: Sequence[Mitigation],
+    backbone: Backbone,
+    attachment: Attachment,
+    method: str,
+    images: ImageSet,
+    heldout: ImageSet,
+    budget: InnerBudget,
+    seed: int,
+) -> Regimen:
+    """Lets each look at what it needs, in their order.
+
+    Args:
+        mitigations: In the order in which they act.
+        backbone: With its denoiser in the base state.
+        attachment: Of the method.
+        method: Its name.
+        images: That are private.
+        heldout: Of other patients.
+        budget: Of the fine-tunes.
+        seed: Of the task.
+
+    Raises:
+        InputError: If one cannot act here.
+    """
+    for each in mitigations:
+        each.check(backbone, images, method)
+        images = each.prepared(images, seed)
+    data = encode(backbone, images)
+    if not mitigations:
+        return Regimen(data, Treatment())
+    situation = Situation(backbone, attachment, method, images, data, heldout, encode(backbone, heldout), budget, seed)
+    return Regimen(data, combined([each.treatment(situation) for each in mitigations]))
