@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from envs.backbones.folder import folder_sha256
 from envs.backbones.load import find_pipeline
 from envs.evaluators.table import EvaluationTable
 from envs.methods import find_method
+from envs.mitigations import find_mitigations
 from envs.tables import SHIPPED
 from rewards.errors import InputError
 
@@ -68,6 +69,7 @@ def provenance(table: EvaluationTable) -> dict[str, Any]:
         "backbone's files": task.backbone_sha256,
         "method.name": task.method,
         **{f"method.options.{name}": value for name, value in sorted(task.method_settings.items())},
+        **_mitigation_keys(task.mitigations, task.mitigation_toggles),
         "groups": task.scheme,
         **{f"inner.{name}": value for name, value in dataclasses.asdict(task.inner).items()},
     }
@@ -84,14 +86,28 @@ def _differences(table: EvaluationTable, settings: TrainSettings) -> Iterator[st
 
 def _asked(settings: TrainSettings) -> Mapping[str, Any]:
     method = find_method(settings.method.name, settings.method.options)
+    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
+    chosen = {each.name: each.settings for each in mitigations}
     return {
         **{f"env.{name}": value for name, value in dataclasses.asdict(settings.env).items()},
         "backbone.name": settings.backbone.name,
         "backbone's files": _files_sha256(settings.backbone),
         "method.name": settings.method.name,
         **{f"method.options.{name}": value for name, value in sorted(method.settings.items())},
+        **_mitigation_keys(chosen, settings.mitigation_toggles),
         "groups": settings.groups.name,
         **{f"inner.{name}": value for name, value in dataclasses.asdict(settings.inner).items()},
+    }
+
+
+def _mitigation_keys(chosen: Mapping[str, Mapping[str, Any]], toggled: Sequence[str]) -> dict[str, Any]:
+    """Nothing without mitigations: tables are older than they."""
+    if not chosen:
+        return {}
+    return {
+        "mitigation": ", ".join(sorted(chosen)),
+        **{f"mitigation.{name}.{key}": value for name, own in chosen.items() for key, value in own.items()},
+        "mitigation_toggles": ", ".join(toggled),
     }
 
 

@@ -226,7 +226,8 @@ class TrainSettings:
 
     Attributes:
         frozen: Names of toggles that stay off, whatever an agent would choose.
-        mitigation: Settings of each mitigation that every fine-tune is given, by name; see `envs.mitigations`.
+        mitigation: Settings of each mitigation that fine-tunes are given, by name; see `envs.mitigations`.
+        mitigation_toggles: Names of those among them that a mask may leave out.
     """
 
     env: EnvSettings
@@ -248,6 +249,7 @@ class TrainSettings:
     run_dir: str
     frozen: list[str] = field(default_factory=list)
     mitigation: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    mitigation_toggles: list[str] = field(default_factory=list)
     resume: str | None = None
 
     def __post_init__(self) -> None:
@@ -263,6 +265,8 @@ class TrainSettings:
             self._check_rollout(self.agent.rollout)
         elif self.horizon > 1:
             raise InputError(f"horizon={self.horizon}", "agent=dyna_ppo chooses one mask: set horizon=1, or agent=ppo")
+        if unknown := [name for name in self.mitigation_toggles if name not in self.mitigation]:
+            raise InputError(f"mitigation_toggles={unknown}", f"choose among the mitigations: {list(self.mitigation)}")
         unmeasured = sorted({*self.reward.quality, *self.reward.privacy} - set(self.reward.metrics))
         if unmeasured:
             raise InputError(f"the reward uses {', '.join(unmeasured)}", "add it to reward.metrics")

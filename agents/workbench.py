@@ -27,10 +27,10 @@ from envs.evaluators.pool import PoolEvaluator, cores
 from envs.evaluators.synthetic import SyntheticEvaluator
 from envs.evaluators.table import EvaluationTable
 from envs.evaluators.tabular import TabularEvaluator
-from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector
+from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector, with_mitigations
 from envs.groups import LayerGroup, find_groups
 from envs.methods import Method, find_method
-from envs.mitigations import Mitigation, find_mitigations
+from envs.mitigations import Mitigation, find_mitigations, toggle_name
 from envs.task import SelectionTask
 from rewards.errors import InputError
 from rewards.objective import Objective
@@ -87,6 +87,11 @@ def prepare(settings: TrainSettings) -> Workbench:
     for metrics in (settings.reward.metrics, settings.reward.final_metrics):
         Suite(metrics)
     if settings.evaluator.name == "synthetic":
+        if mitigations:
+            named = ",".join(each.name for each in mitigations)
+            raise InputError(
+                f"mitigation={named} with evaluator=synthetic", "it trains nothing: set evaluator=finetune"
+            )
         return _synthetic(settings, method)
     if settings.evaluator.name == "tabular":
         return _tabular(settings)
@@ -124,7 +129,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         backbone_sha256=backbone.sha256,
         method=settings.method.name,
         scheme=settings.groups.name,
-        groups=tuple(toggle.name for toggle in toggles),
+        groups=(*(toggle.name for toggle in toggles), *map(toggle_name, settings.mitigation_toggles)),
         inner=settings.inner,
         metrics=tuple(settings.reward.metrics),
         seed=settings.seed,
@@ -132,7 +137,7 @@ def prepare(settings: TrainSettings) -> Workbench:
             "device": torch.device(devices[0]).type,
             "threads": threads,
             **method_options(method),
-            **mitigation_options(mitigations),
+            **mitigation_options(mitigations, settings.mitigation_toggles),
             **backbone_options(settings.backbone),
         },
     )
@@ -154,8 +159,8 @@ def prepare(settings: TrainSettings) -> Workbench:
     return Workbench(
         search=search,
         final=_final(search, settings),
-        group_features=group_features,
-        group_feature_names=GROUP_FEATURES,
+        group_features=with_mitigations(group_features, settings.mitigation_toggles),
+        group_feature_names=(*GROUP_FEATURES, *(f"mitigation_{name}" for name in settings.mitigation_toggles)),
         task_features=task_features,
         task_feature_names=TASK_FEATURES,
         objective=_objective(settings),
@@ -269,9 +274,12 @@ def method_options(method: Method) -> dict[str, Any]:
     return {"method": dict(method.settings)} if method.settings else {}
 
 
-def mitigation_options(mitigations: Sequence[Mitigation]) -> dict[str, Any]:
+def mitigation_options(mitigations: Sequence[Mitigation], toggled: Sequence[str] = ()) -> dict[str, Any]:
     """For a task's options; without any nothing, as for methods."""
-    return {"mitigations": {each.name: dict(each.settings) for each in mitigations}} if mitigations else {}
+    if not mitigations:
+        return {}
+    chosen = {each.name: dict(each.settings) for each in mitigations}
+    return {"mitigations": chosen, **({"mitigation_toggles": list(toggled)} if toggled else {})}
 
 
 def backbone_options(settings: BackboneSettings) -> dict[str, Any]:

@@ -85,6 +85,19 @@ def feature_matrix(
     return np.asarray(rows, dtype=np.float32)
 
 
+def with_mitigations(features: NDArray[np.float32], toggled: Sequence[str]) -> NDArray[np.float32]:
+    """The rows of layer groups and, below, one for each mitigation that is left out or not, ``(g + m, f + m)``.
+
+    Its row has a 1 in the column named ``mitigation_<name>``, which are the last ones, and 0 everywhere else: it is no
+    part of the network.
+    """
+    rows, columns = features.shape
+    wider = np.zeros((rows + len(toggled), columns + len(toggled)), dtype=np.float32)
+    wider[:rows, :columns] = features
+    wider[rows:, columns:] = np.eye(len(toggled), dtype=np.float32)
+    return wider
+
+
 def task_vector(
     train_images: int, inner: InnerBudget, probes: TaskProbes, trainable_share: float
 ) -> NDArray[np.float32]:

@@ -128,8 +128,9 @@ class SelectionTask:
         metrics: Names of what is measured, in order.
         judge: The real images that quality and nulls are measured on: ``heldout`` in a search, ``test`` in the end.
         seed: Of batches, noise and sampling: the same for every mask (common random numbers).
-        options: Settings of the method (under ``method``, if it has any), of mitigations and of metrics that change
-            numbers; JSON values.
+        options: Settings of the method (under ``method``, if it has any), of mitigations (under ``mitigations``, by
+            name; under ``mitigation_toggles`` the names of those that a mask switches), and others that change numbers;
+            JSON values.
     """
 
     env: str
@@ -167,6 +168,20 @@ class SelectionTask:
         """The settings of each mitigation, by name."""
         chosen: Mapping[str, Mapping[str, Any]] = self.options.get("mitigations", {})
         return chosen
+
+    @property
+    def mitigation_toggles(self) -> tuple[str, ...]:
+        """Names of the mitigations that the last toggles of a mask leave out."""
+        return tuple(self.options.get("mitigation_toggles", ()))
+
+    def split(self, mask: Mask) -> tuple[Mask, frozenset[str]]:
+        """The toggles of a mask that are layers, and the names of the mitigations that it leaves out.
+
+        A mitigation's toggle is on where it is left out, so that all on stays plain full fine-tuning.
+        """
+        toggled = self.mitigation_toggles
+        layers = len(self.groups) - len(toggled)
+        return mask[:layers], frozenset(name for name, out in zip(toggled, mask[layers:], strict=True) if out)
 
     def evaluation_key(self, schedule: Schedule) -> str:
         """What the store files this schedule's evaluation under."""

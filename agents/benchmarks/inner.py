@@ -32,7 +32,7 @@ def everything(bench: Workbench) -> Schedule:
 def bench_finetune(settings: TrainSettings, bench: Workbench, runs: int) -> Finding:
     """The inner loop / the same forward, backward and optimizer steps on tensors that lie ready."""
     evaluator, steps = build_evaluator(bench), 30
-    backbone, data, attachment = evaluator.backbone, evaluator.regimen.training_set, evaluator.attachment
+    backbone, data, attachment = evaluator.backbone, evaluator.training_set, evaluator.attachment
     budget = dataclasses.replace(settings.inner, steps=steps, warmup=0)
     rows = torch.arange(budget.batch_size) % len(data.latents)
     latents, states = data.latents[rows], data.states[rows]
@@ -65,7 +65,7 @@ def bench_finetune(settings: TrainSettings, bench: Workbench, runs: int) -> Find
 def bench_generate(settings: TrainSettings, bench: Workbench, runs: int) -> Finding:
     """Sampling latents / the same number of bare denoiser calls."""
     evaluator, images, steps = build_evaluator(bench), 64, settings.inner.sampling_steps
-    backbone, data = evaluator.backbone, evaluator.regimen.training_set
+    backbone, data = evaluator.backbone, evaluator.training_set
     states = data.states[torch.arange(images) % len(data.states)]
     scheduler = copy.deepcopy(backbone.scheduler)
     scheduler.set_timesteps(steps)

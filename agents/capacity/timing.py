@@ -34,7 +34,7 @@ def step_times(settings: MethodsSettings) -> dict[str, dict[str, float]]:
         for method, evaluator in evaluators.items():
             for name, mask in laboratory.masks.items():
                 started = time.perf_counter()
-                schedule, data = Schedule.constant(mask), evaluator.regimen.training_set
+                schedule, data = Schedule.constant(mask), evaluator.training_set
                 trained = finetune(evaluator.backbone, evaluator.attachment, schedule, data, budget, 0)
                 if repeat:  # the first one warms up
                     milliseconds = 1000 * (time.perf_counter() - started)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.backbones.base import Backbone, check_guidance
 from envs.backbones.execution import Execution
@@ -22,11 +23,12 @@ from envs.batches import encode
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation
 from envs.evaluators.failure import is_out_of_memory
-from envs.finetune import Trained, finetune, one_pass
+from envs.finetune import finetune, one_pass
+from envs.generate import Steering
 from envs.groups import find_groups
 from envs.judge import Judge
 from envs.methods import find_method
-from envs.mitigations import find_mitigations, prepare_regimen
+from envs.mitigations import Regimen, Treatment, find_mitigations, prepare_regimen
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
 from rewards.measurement import Measurement
@@ -61,6 +63,22 @@ class FineTuneFactory:
         return FineTuneEvaluator(self.task, self.dataset, backbone)
 
 
+class _Model(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        parameters: Numbers that may have moved.
+        steps: Optimizer steps taken.
+        figures: Of what was done besides plain training.
+        steerings: Of its sampler.
+    """
+
+    parameters: int
+    steps: int
+    figures: Mapping[str, float]
+    steerings: Sequence[Steering]
+
+
 class FineTuneEvaluator:
     """Evaluates schedules one after another on one backbone, which is loaded once and restored after each.
 
@@ -76,6 +94,7 @@ class FineTuneEvaluator:
             cannot give, or names an unknown group scheme, method or metric.
 
     Attributes:
+        training_set: The training images, encoded.
         judge: What measures.
         seconds: Of the last evaluation's parts: ``finetune``, ``generate``, ``losses``, ``measure``.
     """
@@ -92,29 +111,22 @@ class FineTuneEvaluator:
         groups = find_groups(backbone.denoiser, task.scheme)
         # Of the base model: a share means the same for methods that add parameters as for those that add none.
         self.total_parameters = sum(p.numel() for p in backbone.denoiser.parameters())
-        images = encode(backbone, dataset.train)
+        self.training_set = encode(backbone, dataset.train)
         self.attachment = find_method(task.method, task.method_settings)(
             backbone.denoiser,
             groups,
-            calibration=lambda: one_pass(backbone, images, task.inner.batch_size, task.seed),
+            calibration=lambda: one_pass(backbone, self.training_set, task.inner.batch_size, task.seed),
             seed=task.seed,
         )
-        self.regimen = prepare_regimen(
-            find_mitigations(task.mitigations),
-            backbone,
-            self.attachment,
-            task.method,
-            dataset.train,
-            dataset.heldout,
-            task.inner,
-            task.seed,
-        )
+        self._dataset, self._regimens = dataset, dict[frozenset[str], Regimen]()
+        self._untreated = Regimen(self.training_set, Treatment())
+        self.regimen(frozenset())  # what cannot act here says so now
         # Not state_dict(): it leaves out the buffers that are not saved.
         state = itertools.chain(backbone.denoiser.named_parameters(), backbone.denoiser.named_buffers())
         self._base = {name: tensor.detach().clone() for name, tensor in state}
 
         judged = dataset.test if task.judge == "test" else dataset.heldout
-        self.judge = Judge(backbone, dataset.train, images, judged, task.inner, task.metrics, task.seed)
+        self.judge = Judge(backbone, dataset.train, self.training_set, judged, task.inner, task.metrics, task.seed)
         self._restore({})  # buffers that a forward pass moves
 
     def evaluate(self, schedule: Schedule) -> Evaluation:
@@ -127,8 +139,8 @@ class FineTuneEvaluator:
         """
         started = time.perf_counter()
         try:
-            with self._trained(schedule) as trained:
-                measurements = self._measure(self._generate(schedule))
+            with self._trained(schedule) as model:
+                measurements = self._measure(self._generate(model))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -138,48 +150,64 @@ class FineTuneEvaluator:
         return Evaluation(
             schedule=schedule,
             metrics=measurements,
-            trainable_parameters=sum(parameter.numel() for parameter in self._selected(schedule).values()),
+            trainable_parameters=model.parameters,
             total_parameters=self.total_parameters,
-            steps=trained.steps,
+            steps=model.steps,
             seconds=time.perf_counter() - started,
-            figures=trained.figures,
+            figures=model.figures,
         )
 
     def images(self, schedule: Schedule) -> NDArray[np.uint8]:
         """What the model generates after this schedule, ``(n, h, w, 3)``: the images that `evaluate` measures."""
-        with self._trained(schedule):
-            return self._generate(schedule)
+        with self._trained(schedule) as model:
+            return self._generate(model)
 
-    def _selected(self, schedule: Schedule) -> dict[str, nn.Parameter]:
-        return {name: p for mask in schedule.phases for name, p in self.attachment.selected(mask).items()}
+    def regimen(self, left_out: frozenset[str]) -> Regimen:
+        """What fine-tunes are given without these mitigations; asked for the first time, at the base model."""
+        if left_out not in self._regimens:
+            chosen = {name: own for name, own in self.task.mitigations.items() if name not in left_out}
+            self._regimens[left_out] = prepare_regimen(
+                find_mitigations(chosen),
+                self.backbone,
+                self.attachment,
+                self.task.method,
+                self._dataset.train,
+                self._dataset.heldout,
+                self.task.inner,
+                self.task.seed,
+            )
+        return self._regimens[left_out]
 
     @contextmanager
-    def _trained(self, schedule: Schedule) -> Iterator[Trained]:
+    def _trained(self, schedule: Schedule) -> Iterator[_Model]:
         """Inside, the model is what a fine-tune makes of it."""
-        treatment = self.regimen.treatment
+        split = [self.task.split(mask) for mask in schedule.phases]
+        layers = Schedule(tuple(mask for mask, _ in split))
+        # A schedule that trains nothing is the base model, and that stays what it is.
+        regimen = self.regimen(split[0][1]) if layers.learns else self._untreated
+        selected = {name: p for mask in layers.phases for name, p in self.attachment.selected(mask).items()}
         try:
             with ExitStack() as stack:
                 with self._clock("finetune"):
                     trained = finetune(
                         self.backbone,
                         self.attachment,
-                        schedule,
-                        self.regimen.training_set,
+                        layers,
+                        regimen.training_set,
                         self.task.inner,
                         self.task.seed,
-                        treatment.manner,
+                        regimen.treatment.manner,
                     )
-                    # A schedule that trains nothing is the base model, and that stays what it is.
-                    edits = treatment.edits if schedule.learns else ()
-                    edited = [stack.enter_context(edit()) for edit in edits]
+                    edited = [stack.enter_context(edit()) for edit in regimen.treatment.edits]
                 figures = {name: value for each in (trained.figures, *edited) for name, value in each.items()}
-                yield Trained(trained.steps, figures)
+                count = sum(parameter.numel() for parameter in selected.values())
+                yield _Model(count, trained.steps, figures, regimen.treatment.steerings)
         finally:
-            self._restore(self._selected(schedule))
+            self._restore(selected)
 
-    def _generate(self, schedule: Schedule) -> NDArray[np.uint8]:
+    def _generate(self, model: _Model) -> NDArray[np.uint8]:
         with self._clock("generate"):
-            return self.judge.generate(self.regimen.treatment.steerings if schedule.learns else ())
+            return self.judge.generate(model.steerings)
 
     def _measure(self, images: NDArray[np.uint8]) -> Mapping[str, Measurement]:
         with self._clock("losses"):

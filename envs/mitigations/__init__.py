@@ -25,7 +25,16 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
 }
 """Every mitigation by name, in the order in which they act."""
 
-__all__ = ["MITIGATIONS", "Mitigation", "Regimen", "Stage", "Treatment", "find_mitigations", "prepare_regimen"]
+__all__ = [
+    "MITIGATIONS",
+    "Mitigation",
+    "Regimen",
+    "Stage",
+    "Treatment",
+    "find_mitigations",
+    "prepare_regimen",
+    "toggle_name",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ class Regimen:
 
     training_set: TrainingSet
     treatment: Treatment
+
+
+def toggle_name(mitigation: str) -> str:
+    """The name of the toggle that leaves a mitigation out."""
+    return f"without {mitigation}"
 
 
 def find_mitigations(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Mitigation, ...]:
