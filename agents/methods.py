@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 
 from agents.callbacks import search_progress
 from agents.capacity.document import write_document
-from agents.capacity.runs import Laboratory, best_rates, from_json, table_cells, to_json, tuning_cells
+from agents.capacity.runs import best_rates, table_cells, tuning_cells
 from agents.capacity.settings import MethodsSettings
 from agents.capacity.timing import step_times
 from agents.entry import entry_point
 from agents.parts import Parts, Record
 from agents.settings import read_settings
+from agents.study.laboratory import Laboratory, from_json, to_json
 from envs.task import CODE_VERSION
 
 
@@ -23,7 +24,8 @@ from envs.task import CODE_VERSION
 def main(config: DictConfig) -> None:
     """Chooses learning rates, measures every method with every mask, times training steps, and writes the page."""
     settings = read_settings(config, MethodsSettings)
-    laboratories = {env: Laboratory(settings, env) for env in dict.fromkeys([settings.tuning.env, *settings.envs])}
+    envs = dict.fromkeys([settings.tuning.env, *settings.envs])
+    laboratories = {env: Laboratory(settings, env, settings.masks, "methods") for env in envs}
     parts = Parts(Path(settings.run_dir) / "methods")
     records = compute(settings, laboratories, parts)
     print(f"wrote {write_document(Path(settings.docs), settings, records)}")

@@ -1,69 +1,20 @@
-"""From evaluations to what the comparison says: axes, intervals over seeds, and the test against early stopping."""
+"""From evaluations to what the comparison says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from agents.capacity.runs import Cell
 from agents.capacity.settings import MethodsSettings
+from agents.study.laboratory import Cell
+from agents.study.rows import Interval, Row, Ruler, Vector, privacy_beyond
 from envs.evaluators.base import Evaluation
-from rewards.measurement import Measurement
-from rewards.objective import Objective, Scale
-
-Vector = NDArray[np.float64]
+from rewards.objective import Objective
 
 BASE, EARLY = "base model", "early stop"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its 95 % interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def over(cls, values: Vector) -> Interval:
-        """Of one value a seed."""
-        mean = float(values.mean())
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        return cls(mean, mean - half, mean + half)
-
-    @property
-    def side(self) -> int:
-        """1 if the interval lies above 0, -1 if below, 0 if it covers 0."""
-        return int(self.low > 0) - int(self.high < 0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method with a mask, or an early stop.
-
-    Attributes:
-        method: Of adaptation, or `EARLY`.
-        mask: Its name, or the number of steps.
-        share: Trainable parameters as a share of the base model's.
-        quality: One a seed: 0 = the base model, 1 = full fine-tuning, both averaged over seeds. Unlike an `Objective`'s
-            axes not clipped, so that rows better than full fine-tuning can be told apart.
-        privacy: The same; 0 = full fine-tuning, 1 = held-out images.
-        metrics: Values by metric, one a seed.
-        seconds: Mean wall time of an evaluation.
-    """
-
-    method: str
-    mask: str
-    share: float
-    quality: Vector
-    privacy: Vector
-    metrics: Mapping[str, Vector]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -104,27 +55,11 @@ def analyse(settings: MethodsSettings, found: Mapping[Cell, Evaluation]) -> EnvA
 
     steps = settings.inner.steps
     base, full = of("full", nothing, steps), of("full", everything, steps)
-    objective = Objective(tuple(settings.reward.quality), tuple(settings.reward.privacy))
-    anchored = objective.anchor(_averaged(base), _averaged(full))
+    ruler = Ruler(Objective(tuple(settings.reward.quality), tuple(settings.reward.privacy)), base, full)
 
-    def axis(evaluations: Sequence[Evaluation], scales: Mapping[str, Scale]) -> Vector:
-        positions = [(_values(evaluations, n) - scale.zero) / (scale.one - scale.zero) for n, scale in scales.items()]
-        return np.asarray(np.mean(positions, axis=0))
-
-    def row(method: str, mask: str, evaluations: Sequence[Evaluation]) -> Row:
-        return Row(
-            method,
-            mask,
-            evaluations[0].trainable_share,
-            axis(evaluations, anchored.quality),
-            axis(evaluations, anchored.privacy),
-            {name: _values(evaluations, name) for name in settings.metrics},
-            fmean(e.seconds for e in evaluations),
-        )
-
-    rows = [row(method, mask, of(method, mask, steps)) for method in settings.methods for mask in settings.masks]
-    stops = [row(EARLY, str(n), of("full", everything, n)) for n in sorted(settings.early_stops)]
-    early = (row(BASE, "0", base), *stops, row(EARLY, str(steps), full))
+    rows = [ruler.row(method, mask, of(method, mask, steps)) for method in settings.methods for mask in settings.masks]
+    stops = [ruler.row(EARLY, str(n), of("full", everything, n)) for n in sorted(settings.early_stops)]
+    early = (ruler.row(BASE, "0", base), *stops, ruler.row(EARLY, str(steps), full))
     learning = [r for r in rows if r.mask != nothing]
     return EnvAnalysis(
         tuple(rows),
@@ -134,27 +69,6 @@ def analyse(settings: MethodsSettings, found: Mapping[Cell, Evaluation]) -> EnvA
         rank_correlation([r.share for r in learning], [float(r.quality.mean()) for r in learning]),
         {(r.method, r.mask): privacy_beyond(r, early) for r in learning if (r.method, r.mask) != ("full", everything)},
     )
-
-
-def privacy_beyond(row: Row, early: Sequence[Row]) -> Vector:
-    """Privacy of a row minus the most private early stop of no less quality, seed by seed.
-
-    Between two stops both axes are interpolated linearly. Where no stop is as good, the best of them stands in: the row
-    then has more quality besides.
-
-    Args:
-        row: With one value a seed on both axes.
-        early: Stops in the order of their steps, of the same seeds.
-    """
-    differences = []
-    for seed, (quality, privacy) in enumerate(zip(row.quality, row.privacy, strict=True)):
-        q, p = (np.asarray([getattr(stop, axis)[seed] for stop in early]) for axis in ("quality", "privacy"))
-        fine = np.linspace(0, len(early) - 1, 100 * (len(early) - 1) + 1)
-        path_q, path_p = (np.interp(fine, np.arange(len(early)), values) for values in (q, p))
-        good = path_q >= quality
-        rival = path_p[good].max() if good.any() else path_p[path_q.argmax()]
-        differences.append(privacy - rival)
-    return np.asarray(differences)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
@@ -173,16 +87,3 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval:
             draws.append(stats.spearmanr(*drawn).statistic)
     low, high = np.quantile(draws, (0.025, 0.975))
     return Interval(float(stats.spearmanr(*pairs).statistic), float(low), float(high))
-
-
-def _values(evaluations: Sequence[Evaluation], name: str) -> Vector:
-    values = [evaluation.metrics[name].value for evaluation in evaluations]
-    return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _averaged(evaluations: Sequence[Evaluation]) -> dict[str, Measurement]:
-    """The metrics of evaluations that differ in their seed, with the mean of their values."""
-    return {
-        name: replace(metric, value=None if np.isnan(mean := _values(evaluations, name).mean()) else float(mean))
-        for name, metric in evaluations[0].metrics.items()
-    }

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.capacity.analysis import EnvAnalysis, Interval, Row, analyse
+from agents.capacity.analysis import EnvAnalysis, analyse
 from agents.capacity.figures import draw
-from agents.capacity.runs import best_rates, from_json
+from agents.capacity.runs import best_rates
 from agents.capacity.settings import MethodsSettings
 from agents.markdown import origin, prose, table
 from agents.parts import Record
+from agents.study.laboratory import from_json
+from agents.study.rows import Interval, Row
 from rewards.errors import InputError
 
 NAME = "methods.md"

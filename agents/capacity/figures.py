@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from agents.capacity.analysis import EnvAnalysis, Row, Vector
+from agents.capacity.analysis import EnvAnalysis
+from agents.study.rows import Row, Vector
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

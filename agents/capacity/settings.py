@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field
+from dataclasses import dataclass
 
 from agents.ranges import Count, Rate
-from agents.settings import (
-    BackboneSettings,
-    DataSettings,
-    EnvSettings,
-    RewardSettings,
-    StoreSettings,
-)
+from agents.study.settings import Seed, StudySettings
 from envs.methods import find_method
-from envs.task import InnerBudget
 from rewards.errors import InputError
 from rewards.suite import Suite
-
-Seed = Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """How every data set is split; see `EnvSettings`."""
-
-    size: Count
-    train: Count
-    heldout: Count
-    test: Count
-    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -57,49 +34,25 @@ class TimingSettings:
     repeats: Count
 
 
-@dataclass(frozen=True)
-class MethodsSettings:
-    """Everything that decides the comparison.
+@dataclass(frozen=True, kw_only=True)
+class MethodsSettings(StudySettings):
+    """Everything that decides the comparison; the learning rate of ``inner`` is the early stops' only.
 
     Attributes:
-        docs: Folder of the page and its figures.
-        envs: Data sets.
-        split: Of each of them.
         methods: Adaptation methods.
         masks: By name, as ``mask=`` takes them.
         seeds: Of everything but the split.
         early_stops: Steps of full fine-tunes that are stopped early.
         tuning: See `TuningSettings`.
-        inner: Of every fine-tune; the learning rate is the early stops' only.
-        metrics: Everything that is measured.
         timing: See `TimingSettings`.
-        workers: Tasks that are computed side by side; None for one a core.
-        threads: Of torch in each.
-        options: Of the data sets' loader.
-        method_options: Settings of a method by its name.
     """
 
-    docs: str
-    envs: list[str]
-    split: SplitSettings
-    data: DataSettings
-    backbone: BackboneSettings
-    reward: RewardSettings
     methods: list[str]
-    groups: str
     masks: dict[str, str]
     seeds: list[Seed]
     early_stops: list[Count]
     tuning: TuningSettings
-    inner: InnerBudget
-    metrics: list[str]
     timing: TimingSettings
-    store: StoreSettings
-    run_dir: str
-    workers: Count | None = None
-    threads: Count = 1
-    options: dict[str, Any] = field(default_factory=dict)
-    method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -123,10 +76,3 @@ class MethodsSettings:
         needed = {*self.reward.quality, *self.reward.privacy, "copy_rate"}
         if missing := sorted(needed - set(self.metrics)):
             raise InputError(f"metrics= lacks {', '.join(missing)}", "the axes and the table need it")
-
-    def env(self, name: str) -> EnvSettings:
-        """A data set with the split that all share."""
-        split = self.split
-        return EnvSettings(
-            name, split.size, split.train, split.heldout, split.test, seed=split.seed, options=self.options
-        )

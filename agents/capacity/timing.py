@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
-from agents.capacity.runs import Cell, Laboratory
 from agents.capacity.settings import MethodsSettings
+from agents.study.laboratory import Cell, Laboratory
 from envs.finetune import finetune
 from envs.task import Schedule
 
@@ -23,7 +23,7 @@ def step_times(settings: MethodsSettings) -> dict[str, dict[str, float]]:
         settings: Of the comparison; the first of its data sets is trained on.
     """
     torch.set_num_threads(settings.threads)
-    laboratory = Laboratory(settings, settings.envs[0])
+    laboratory = Laboratory(settings, settings.envs[0], settings.masks, "methods")
     budget = dataclasses.replace(settings.inner, steps=settings.timing.steps, warmup=0)
     found: dict[str, dict[str, list[float]]] = {m: {mask: [] for mask in laboratory.masks} for m in settings.methods}
     evaluators = {

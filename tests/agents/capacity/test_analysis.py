@@ -10,11 +10,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from scipy import stats
 
-from agents.capacity.analysis import EARLY, Interval, Row, analyse, privacy_beyond, rank_correlation
+from agents.capacity.analysis import EARLY, analyse, rank_correlation
 from agents.capacity.document import write_document
-from agents.capacity.runs import Cell, best_rates, from_json, table_cells, to_json, tuning_cells
+from agents.capacity.runs import best_rates, table_cells, tuning_cells
 from agents.capacity.settings import MethodsSettings
 from agents.settings import read_settings
+from agents.study.laboratory import Cell, from_json, to_json
+from agents.study.rows import Interval, Row, privacy_beyond
 from envs.evaluators.base import Evaluation
 from envs.task import Schedule
 from rewards.errors import InputError
