@@ -1,0 +1,97 @@
+"""``python -m agents.mitigations`` (``make mitigations``): compares mitigations, and writes ``docs/mitigations.md``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from agents.callbacks import search_progress
+from agents.entry import entry_point
+from agents.mitigating.document import write_document
+from agents.mitigating.plan import ALL, CHOSEN, NONE, Choice, cells, choose, inversion_cells, refusals
+from agents.mitigating.settings import MitigationsSettings
+from agents.parts import Parts, Record
+from agents.settings import read_settings
+from agents.study.laboratory import Cell, Laboratory, Show, to_json
+from envs.task import CODE_VERSION
+
+_INVERSION = ("inversion", "inversion_success")
+
+
+@entry_point("mitigations")
+def main(config: DictConfig) -> None:
+    """Chooses a mask a data set, fine-tunes with every mitigation, inverts named images, and writes the page."""
+    settings = read_settings(config, MitigationsSettings)
+    parts = Parts(Path(settings.run_dir) / "mitigations")
+    records = compute(settings, parts)
+    print(f"wrote {write_document(Path(settings.docs), settings, records)}")
+
+
+def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
+    """The records of each data set; known ones cost nothing, and no evaluation in the store is paid for again."""
+    records: dict[str, Record] = {}
+    number = len(list(cells(settings))), len(list(inversion_cells(settings)))
+    totals = {f"{env}{what}": n for env in settings.envs for what, n in zip(("", " inverted"), number, strict=True)}
+    with search_progress(totals) as show:
+        for env in settings.envs:
+            first = Laboratory(settings, env, {ALL: "all"}, "mitigations")
+            identity = _identity(settings, first)
+            chosen = parts.obtain(
+                f"{env}-choice",
+                identity | {"masks": settings.masks.get(env), "preference": settings.preference},
+                lambda env=env: dataclasses.asdict(choose(settings, env)),  # type: ignore[misc]
+            )
+            choice = Choice(**chosen["result"])
+            masks = {ALL: "all", NONE: "none", CHOSEN: ",".join(choice.groups)}
+            records |= {f"{env}-choice": chosen} | _of_env(settings, env, masks, identity, parts, show)
+    return records
+
+
+def _of_env(
+    settings: MitigationsSettings, env: str, masks: dict[str, str], identity: dict[str, Any], parts: Parts, show: Show
+) -> dict[str, Record]:
+    laboratory = Laboratory(settings, env, masks, "mitigations")
+    refused = refusals(settings, laboratory)
+
+    def possible(each: Cell) -> bool:
+        return (each.method, each.mitigations) not in refused
+
+    def measured() -> dict[str, Any]:
+        found = laboratory.evaluate([each for each in cells(settings) if possible(each)], "test", env, show)
+        return {"cells": to_json(found), "refused": [[*pair, reason] for pair, reason in refused.items()]}
+
+    def inverted() -> list[dict[str, Any]]:
+        own = dataclasses.replace(settings, metrics=[*settings.metrics, *_INVERSION])
+        wanted = [each for each in inversion_cells(settings) if possible(each)]
+        return to_json(Laboratory(own, env, masks, "mitigations").evaluate(wanted, "test", f"{env} inverted", show))
+
+    plan = {"cells": [dataclasses.asdict(each) for each in cells(settings)], "mask": masks[CHOSEN]}
+    named = {"cells": [dataclasses.asdict(each) for each in inversion_cells(settings)], "mask": masks[CHOSEN]}
+    return {
+        env: parts.obtain(env, identity | plan, measured),
+        f"{env}-inversion": parts.obtain(f"{env}-inversion", identity | named, inverted),
+    }
+
+
+def _identity(settings: MitigationsSettings, laboratory: Laboratory) -> dict[str, Any]:
+    """What decides every part's numbers, besides what it is a part of."""
+    return {
+        "env": laboratory.env,
+        "split": laboratory.dataset.split_sha256,
+        "backbone": laboratory.backbone.sha256,
+        "method_options": settings.method_options,
+        "mitigation_options": settings.mitigation_options,
+        "learning_rates": settings.learning_rates,
+        "groups": settings.groups,
+        "inner": dataclasses.asdict(settings.inner),
+        "metrics": settings.metrics,
+        "threads": settings.threads,
+        "code": CODE_VERSION,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The command that compares mitigations, with invented measurements: real ones take hours."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from envs.evaluators.base import Evaluation
+from envs.evaluators.finetune import FineTuneEvaluator
+from envs.task import Schedule
+from rewards.measurement import Measurement
+from tests.agents.command import Command, Outcome
+from tests.agents.test_bad_input import refused_in_one_line
+
+SMALL = (
+    "envs=[phantom]",
+    "mitigations=[agc,'iet,agc']",
+    "+mitigation_options.iet.shards=1",
+    "copies=[difffit]",
+    "+masks.phantom='input,mid_block'",
+    "split.train=4",
+    "split.heldout=8",
+    "split.test=8",
+    "early_stops=[3]",
+    "seeds=[0,1]",
+    "inner.steps=6",
+    "inner.warmup=2",
+    "inner.inversions=2",
+    "workers=1",
+)
+
+
+def invented() -> None:
+    """Quality and memorization grow with what learns and with the steps; a mitigation halves the memorization."""
+
+    def evaluate(self: FineTuneEvaluator, schedule: Schedule) -> Evaluation:
+        learns = sum(schedule.phases[0]) / len(schedule.phases[0]) * self.task.inner.steps / 6
+        halved = 0.5 ** len(self.task.mitigations)
+        values = {
+            "kid": (10 - learns - 0.01 * self.task.seed, False),
+            "membership": (0.5 + (0.4 + 0.01 * self.task.seed) * learns * halved, False),
+            "copy_rate": (0.1 * learns, False),
+            "average_minimum_distance": (0.1, True),
+            "inversion": (None, True),
+            "inversion_success": (0.5 * learns * halved, False),
+        }
+        metrics = {
+            name: Measurement(value, 0.5, value, value, 8, higher_is_better, note="" if value else "beyond the budget")
+            for name, (value, higher_is_better) in values.items()
+            if name in self.task.metrics
+        }
+        figures = {"agc.skipped_share": 0.25} if "agc" in self.task.mitigations else {}
+        trainable = round(self.total_parameters * sum(schedule.phases[0]) / len(schedule.phases[0]))
+        return Evaluation(schedule, metrics, trainable, self.total_parameters, steps=6, seconds=1.0, figures=figures)
+
+    FineTuneEvaluator.evaluate = evaluate  # type: ignore[method-assign]
+
+
+def mitigations(*arguments: str, folder: Path) -> Outcome:
+    return Command([*SMALL, *arguments], folder, invented, name="mitigations").wait()
+
+
+def paid_for(folder: Path) -> int:
+    with sqlite3.connect(folder / "runs" / "evaluations.sqlite") as store:
+        return int(store.execute("SELECT count(*) FROM evaluations").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mitigations")
+    outcome = mitigations(folder=folder)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_everything_is_paid_for_once(folder: Path) -> None:
+    """Two seeds of base, early stop, and three subjects three ways; one seed of base and two subjects inverted."""
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 3) + (1 + 2 * 3)
+    page = (folder / "docs" / "mitigations.md").read_text()
+    assert mitigations(folder=folder).code == 0
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 3) + (1 + 2 * 3)
+    assert (folder / "docs" / "mitigations.md").read_text() == page
+
+
+def test_the_page_says_what_was_measured(folder: Path) -> None:
+    page = (folder / "docs" / "mitigations.md").read_text()
+    assert "The chosen mask, given in the call: input, mid_block." in page
+    # Halving the excess of membership is half of the privacy axis, and no quality.
+    row = next(line for line in page.splitlines() if line.startswith("| full | all | agc |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[7].startswith("0.00 [0.00, 0.00]")
+    assert cells[8].startswith("0.50 [")
+    assert "At equal steps, agc, iet,agc raise the privacy of full fine-tuning beyond the seeds' interval." in page
+    assert "full, chosen, agc | agc.skipped_share 0.25" in page
+    assert "| full | all | none | 0.500 [0.500, 0.500] | 0.500 | beyond the budget |" in page
+    assert (folder / "docs" / "mitigations-phantom.png").stat().st_size > 10_000
+
+
+def test_what_does_not_go_together_is_said_and_left_out(tmp_path: Path) -> None:
+    outcome = mitigations("mitigation_options.iet.shards=3", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    page = (tmp_path / "docs" / "mitigations.md").read_text()
+    assert "### phantom: what does not go together" in page
+    assert "| full | iet,agc | mitigation.iet.shards=3" in page
+    assert not any(line.startswith("| full | all | iet,agc") for line in page.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mitigations=[hope]"], "mitigation=hope is none"),
+        (["mitigations=[]"], "mitigations=[]"),
+        (["copies=[attention]"], "learning_rates has none of attention"),
+        (["seeds=[0]"], "seeds=[0]"),
+        (["masks.phantom=nowhere"], "nowhere"),
+        (["masks.phantom=none"], "trains nothing"),
+        (["early_stops=[6]"], "early_stops=[6]"),
+        (["metrics=[kid]"], "metrics= lacks membership"),
+        (["preference=2"], "preference=2"),
+    ],
+)
+def test_wrong_calls(arguments: list[str], said: str, tmp_path: Path) -> None:
+    outcome = mitigations(*arguments, folder=tmp_path)
+    refused_in_one_line(outcome.code, outcome.err, said)
