@@ -66,9 +66,13 @@ class SearchCurves:
         self._search()
 
     def end(self, network: SelectionNetwork) -> None:
-        """With the policy that comes out."""
-        self._policy(network)
-        self._search()
+        """With the policy that comes out: ``policy/final/<group>`` at the run's preference."""
+        bench, preference = self.session.bench, self.session.settings.preference
+        seen = bench.group_features, bench.task_features
+        probabilities = selection_probabilities(network, *seen, preference, self._frozen)
+        for group, p in zip(bench.search.groups, probabilities, strict=True):
+            self.logger.record(f"policy/final/{group}", float(p))
+        self.logger.dump(self.session.evaluator.distinct)
 
     def _policy(self, network: SelectionNetwork) -> None:
         bench, settings = self.session.bench, self.session.settings
