@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test bench proof methods tables transfer compare lint format typecheck check wheel clean
+.PHONY: help setup train test bench proof methods mitigations tables transfer compare lint format typecheck check wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ proof: $(READY)  ## prove the measurements on real images; writes docs/measureme
 
 methods: $(READY)  ## compare every adaptation method on real images; writes docs/methods.md
 	$(PY) -m agents.methods $(ARGS)
+
+mitigations: $(READY)  ## compare mitigations, alone and on top of a mask; writes docs/mitigations.md
+	$(PY) -m agents.mitigations $(ARGS)
 
 tables: $(READY)  ## draw every shipped table's landscape; writes docs/tables.md
 	$(PY) -m agents.tables $(ARGS)
