@@ -199,7 +199,8 @@ class FineTuneEvaluator:
                         regimen.treatment.manner,
                     )
                     edited = [stack.enter_context(edit()) for edit in regimen.treatment.edits]
-                figures = {name: value for each in (trained.figures, *edited) for name, value in each.items()}
+                parts = (regimen.treatment.figures, trained.figures, *edited)
+                figures = {name: value for each in parts for name, value in each.items()}
                 count = sum(parameter.numel() for parameter in selected.values())
                 yield _Model(count, trained.steps, figures, regimen.treatment.steerings)
         finally:

@@ -109,11 +109,14 @@ def prepare_regimen(
     Raises:
         InputError: If one cannot act here.
     """
+    figures = dict[str, float]()
     for each in mitigations:
         each.check(backbone, images, method)
-        images = each.prepared(images, seed)
+        before, images = images, each.prepared(images, seed)
+        figures |= each.compared(before, images)
     data = encode(backbone, images)
     if not mitigations:
         return Regimen(data, Treatment())
     situation = Situation(backbone, attachment, method, images, data, heldout, encode(backbone, heldout), budget, seed)
-    return Regimen(data, combined([each.treatment(situation) for each in mitigations]))
+    treatments = [each.treatment(situation) for each in mitigations]
+    return Regimen(data, combined([Treatment(figures=figures), *treatments]))

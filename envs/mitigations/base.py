@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from envs.backbones.base import Backbone
@@ -74,6 +74,7 @@ class Treatment:
         watcher: See `Manner`.
         edits: Of the trained model, in this order.
         steerings: Of the sampler, in this order.
+        figures: What became of it before any fine-tune, by name.
     """
 
     hooks: tuple[MakeHooks, ...] = ()
@@ -81,6 +82,7 @@ class Treatment:
     watcher: Callable[[], Watcher] | None = None
     edits: tuple[Edit, ...] = ()
     steerings: tuple[Steering, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def manner(self) -> Manner:
@@ -127,6 +129,10 @@ class Mitigation:
         """The images to train on instead of these."""
         return images
 
+    def compared(self, before: ImageSet, after: ImageSet) -> Mapping[str, float]:
+        """Figures, by name, of what `prepared` made of the images."""
+        return {}
+
     def treatment(self, situation: Situation) -> Treatment:
         """What it does in the fine-tunes of a task; what it needs to know of the base model, it finds out here.
 
@@ -151,6 +157,7 @@ def combined(treatments: Sequence[Treatment]) -> Treatment:
             watcher=each.watcher or whole.watcher,
             edits=whole.edits + each.edits,
             steerings=whole.steerings + each.steerings,
+            figures={**whole.figures, **each.figures},
         )
     return whole
 
