@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.backbones import EMBEDDED
 from envs.backbones.base import Backbone
 from envs.backbones.latent import LatentBackbone
+from envs.backbones.load import load_backbone
+from envs.batches import encode
 from envs.datasets import SplitDataset, prepare_dataset
-from envs.finetune import Trained, finetune
+from envs.finetune import Trained, finetune, one_pass
 from envs.groups import find_groups
+from envs.losses import denoising_losses
 from envs.methods import Attachment, find_method
 from envs.mitigations import Regimen, find_mitigations, prepare_regimen
 from envs.task import InnerBudget, Schedule
@@ -98,7 +102,12 @@ def open_ward(backbone: LatentBackbone, clinic: SplitDataset) -> MakeWard:
     """Makes the ward of a method, once a test."""
 
     def make(method: str = "full") -> Ward:
-        attachment = find_method(method)(backbone.denoiser, find_groups(backbone.denoiser, "blocks"))
+        data = encode(backbone, clinic.train)
+        attachment = find_method(method)(
+            backbone.denoiser,
+            find_groups(backbone.denoiser, "blocks"),
+            calibration=lambda: one_pass(backbone, data, BUDGET.batch_size, 0),
+        )
         return Ward(backbone, attachment, method, clinic)
 
     return make
@@ -108,6 +117,36 @@ def open_ward(backbone: LatentBackbone, clinic: SplitDataset) -> MakeWard:
 def ward(open_ward: MakeWard) -> Ward:
     """Of full fine-tuning."""
     return open_ward()
+
+
+@pytest.fixture(scope="session")
+def overfitting() -> Ward:
+    """The embedded backbone, four private images, and a rate and steps that make it know them by heart."""
+    options = {"identities": 48, "kinds": ["lesion"]}
+    dataset = prepare_dataset(
+        "phantom", root=None, size=64, train=4, heldout=16, test=4, seed=0, radius=0.01, options=options
+    )
+    backbone = load_backbone(EMBEDDED, name="embedded", device=torch.device("cpu"))
+    attachment = find_method("full")(backbone.denoiser, find_groups(backbone.denoiser, "blocks"))
+    budget = dataclasses.replace(BUDGET, steps=40, learning_rate=2e-3)
+    return Ward(backbone, attachment, "full", dataset, budget)
+
+
+def losses_after(ward: Ward, chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Denoising losses of each held-out image, and of each training image, after a fine-tune; the model is put back."""
+    base = ward.weights()
+    ward.treat(chosen)
+    sets = [encode(ward.backbone, images) for images in (ward.dataset.heldout, ward.dataset.train)]
+    heldout, train = (denoising_losses(ward.backbone, d.latents, d.states, draws=8, seed=0) for d in sets)
+    ward.load(base)
+    return heldout, train
+
+
+@pytest.fixture(scope="session")
+def by_heart(overfitting: Ward) -> tuple[float, float]:
+    """Mean losses of held-out and training images after plain training."""
+    heldout, train = losses_after(overfitting, {})
+    return heldout.mean().item(), train.mean().item()
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
