@@ -12,6 +12,7 @@ from envs.datasets.base import ImageSet
 from envs.methods import Attachment
 from envs.mitigations.agc import AntiGradientControl
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
+from envs.mitigations.deduplicate import Deduplication
 from envs.mitigations.iet import IterativeEnsembleTraining
 from envs.task import InnerBudget
 from rewards.errors import InputError
@@ -19,6 +20,7 @@ from rewards.errors import InputError
 MITIGATIONS: dict[str, type[Mitigation]] = {
     each.name: each
     for each in (
+        Deduplication,
         AntiGradientControl,
         IterativeEnsembleTraining,
     )
