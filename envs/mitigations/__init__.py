@@ -11,6 +11,7 @@ from envs.batches import TrainingSet, encode
 from envs.datasets.base import ImageSet
 from envs.methods import Attachment
 from envs.mitigations.agc import AntiGradientControl
+from envs.mitigations.augment import Augmentation
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
 from envs.mitigations.deduplicate import Deduplication
 from envs.mitigations.iet import IterativeEnsembleTraining
@@ -21,6 +22,7 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
     each.name: each
     for each in (
         Deduplication,
+        Augmentation,
         AntiGradientControl,
         IterativeEnsembleTraining,
     )

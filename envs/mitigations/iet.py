@@ -15,6 +15,7 @@ from envs.backbones.base import Backbone
 from envs.course import Training, set_values, values
 from envs.datasets.base import ImageSet
 from envs.learner import Learner
+from envs.mitigations.augment import origins_of
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment
 from envs.seeding import torch_generator
 from envs.task import InnerBudget
@@ -51,10 +52,11 @@ class IterativeEnsembleTraining(Mitigation):
     def check(self, backbone: Backbone, images: ImageSet, method: str) -> None:
         """See `Mitigation.check`."""
         super().check(backbone, images, method)
-        labels, counts = np.unique(images.labels, return_counts=True)
-        if len(images) < self.shards or counts.min() < self.shards:
+        first = first_versions(images)
+        labels, counts = np.unique(images.labels[first], return_counts=True)
+        if len(first) < self.shards or counts.min() < self.shards:
             one = f"class {labels[counts.argmin()]} has {counts.min()}"
-            few = one if len(labels) > 1 else f"there are {len(images)}"
+            few = one if len(labels) > 1 else f"there are {len(first)}"
             raise InputError(
                 f"mitigation.iet.shards={self.shards}: {few} training images",
                 f"set it to {counts.min()} or less, so that every shard has images of every class",
@@ -68,12 +70,22 @@ class IterativeEnsembleTraining(Mitigation):
                 f"inner.steps={budget.steps} for {self.shards} shards in each of {self.rounds} rounds",
                 f"set it to {self.shards * self.rounds} or more, or lower mitigation.iet.rounds",
             )
-        shards = shards_of(situation.images.labels, self.shards, situation.seed)
+        images = situation.images
+        dealt = shards_of(images.labels[first_versions(images)], self.shards, situation.seed)
+        # Versions of one image stay together: else every learner would know every image.
+        origins = torch.from_numpy(origins_of(images))
+        shards = [torch.isin(origins, shard).nonzero().flatten() for shard in dealt]
 
         def course(training: Training) -> Mapping[str, float]:
             return in_rounds(training, shards, self.rounds)
 
         return Treatment(course=course)
+
+
+def first_versions(images: ImageSet) -> NDArray[np.int64]:
+    """Rows of the first version of each image; of all rows, unless images were augmented."""
+    _, first = np.unique(origins_of(images), return_index=True)
+    return np.asarray(first, dtype=np.int64)
 
 
 def shards_of(labels: NDArray[np.int64], count: int, seed: int) -> list[Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from envs.mitigations import MITIGATIONS, find_mitigations
+from envs.mitigations import MITIGATIONS, Mitigation, Stage, find_mitigations
 from rewards.errors import InputError
 from tests.envs.mitigations.conftest import Ward, same
 
@@ -35,6 +35,16 @@ def test_every_mitigation_names_its_paper() -> None:
     for mitigation in MITIGATIONS.values():
         assert mitigation.source
         assert mitigation.__doc__
+
+
+@pytest.mark.parametrize("name", ["augment", "deduplicate"])
+def test_what_would_break_the_guarantee_of_differential_privacy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Private(Mitigation):
+        name, stage, source = "dp_sgd", Stage.STEP, "nobody"
+
+    monkeypatch.setitem(MITIGATIONS, "dp_sgd", Private)
+    with pytest.raises(InputError, match=rf"mitigation=\[{name},dp_sgd\]: .*guarantee.* — choose one of the two"):
+        find_mitigations({"dp_sgd": {}, name: {}})
 
 
 def test_unknown_names_and_settings() -> None:
