@@ -14,6 +14,8 @@ from envs.mitigations.agc import AntiGradientControl
 from envs.mitigations.augment import Augmentation
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
 from envs.mitigations.deduplicate import Deduplication
+from envs.mitigations.early_stop import EarlyStopping
+from envs.mitigations.ema import MovingAverage
 from envs.mitigations.iet import IterativeEnsembleTraining
 from envs.task import InnerBudget
 from rewards.errors import InputError
@@ -25,6 +27,8 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
         Augmentation,
         AntiGradientControl,
         IterativeEnsembleTraining,
+        MovingAverage,
+        EarlyStopping,
     )
 }
 """Every mitigation by name, in the order in which they act."""

@@ -118,7 +118,7 @@ class Augmentation(Mitigation):
             return placed
         mean = placed.mean()
         toned = mean + math.exp(self.contrast * spread) * (placed - mean) + 255 * self.brightness * light
-        return toned.round().clip(0, 255).astype(np.uint8)
+        return np.asarray(toned.round().clip(0, 255), dtype=np.uint8)
 
 
 def _placed(image: NDArray[np.uint8], shift: Sequence[int], angle: float, scale: float) -> NDArray[np.uint8]:
