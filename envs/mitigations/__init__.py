@@ -14,6 +14,7 @@ from envs.mitigations.agc import AntiGradientControl
 from envs.mitigations.augment import Augmentation
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
 from envs.mitigations.deduplicate import Deduplication
+from envs.mitigations.dropout import Dropout
 from envs.mitigations.early_stop import EarlyStopping
 from envs.mitigations.ema import MovingAverage
 from envs.mitigations.iet import IterativeEnsembleTraining
@@ -27,6 +28,7 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
         Augmentation,
         AntiGradientControl,
         IterativeEnsembleTraining,
+        Dropout,
         MovingAverage,
         EarlyStopping,
     )
