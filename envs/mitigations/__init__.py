@@ -13,11 +13,15 @@ from envs.methods import Attachment
 from envs.mitigations.agc import AntiGradientControl
 from envs.mitigations.augment import Augmentation
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
+from envs.mitigations.caption_noise import CaptionNoise
 from envs.mitigations.deduplicate import Deduplication
 from envs.mitigations.dropout import Dropout
 from envs.mitigations.early_stop import EarlyStopping
 from envs.mitigations.ema import MovingAverage
+from envs.mitigations.guidance import AntiMemorizationGuidance
 from envs.mitigations.iet import IterativeEnsembleTraining
+from envs.mitigations.threshold import NoiseThreshold
+from envs.mitigations.threshold_sampling import ThresholdSampling
 from envs.task import InnerBudget
 from rewards.errors import InputError
 
@@ -26,11 +30,15 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
     for each in (
         Deduplication,
         Augmentation,
+        CaptionNoise,
+        NoiseThreshold,
         AntiGradientControl,
         IterativeEnsembleTraining,
         Dropout,
         MovingAverage,
         EarlyStopping,
+        ThresholdSampling,
+        AntiMemorizationGuidance,
     )
 }
 """Every mitigation by name, in the order in which they act."""
