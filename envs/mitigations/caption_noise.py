@@ -97,7 +97,7 @@ class NoisyCaptions(Hooks):
         """See `Hooks.states`."""
         settings = self._settings
         captions = [self._captions[row] for row in rows.tolist()]
-        captioned = torch.tensor([bool(caption.strip()) for caption in captions])
+        captioned = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool)
         if settings.probability > 0:
             lots = torch.rand(len(rows), generator=self._words)
             chosen = torch.nonzero(captioned & (lots < settings.probability)).flatten().tolist()

@@ -108,9 +108,9 @@ class Descent(Steering):
         above = torch.nonzero(pulls > self.target).flatten()
         if not len(above):
             return states
-        found = states.clone()
         # A caller may be in inference mode, where there are no gradients.
         with torch.inference_mode(False), torch.enable_grad(), frozen(backbone.denoiser):
+            found = states.clone()
             for rows in above.split(self._at_once):
                 # Copies can have gradients though what they are of was made in inference mode.
                 found[rows] = self._descended(backbone, noisy[rows], t[rows], states[rows], empty_state.clone())
