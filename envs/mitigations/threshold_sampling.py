@@ -28,7 +28,9 @@ class ThresholdSampling(Mitigation):
 
     The published code takes the norm over the tensor of the whole batch, so that what becomes of an image depends on
     the images beside it, and a target on how many there are. Here every image has a norm, an optimizer and an end of
-    its own, and of its states the one that pulls least is taken. Images at or below the target are not touched.
+    its own, and of its states the one that pulls least is taken. Images at or below the target are not touched; those
+    are all of them where captions told the base model more than they tell the fine-tuned one, as a model of several
+    domains that is tuned to one. The target has to be set then.
 
     Attributes:
         quantile: The target is this quantile, in (0, 1), of what held-out captions pull at the base model at the first

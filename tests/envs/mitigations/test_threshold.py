@@ -10,7 +10,6 @@ import torch
 from envs.hooks import Batch
 from envs.mitigations import find_mitigations
 from envs.mitigations.base import Situation
-from envs.mitigations.caption_pull import caption_pull, caption_pulls, usual_limit
 from envs.mitigations.threshold import Gate, NoiseThreshold, calibrated, read_thresholds, region_of, write_thresholds
 from rewards.errors import InputError
 from tests.envs.mitigations.conftest import Ward, same
@@ -25,35 +24,6 @@ def batch_of(case: Situation, *t: int, dropped: tuple[int, ...] = ()) -> Batch:
     states[list(dropped)] = case.data.empty_state
     noise = torch.randn(case.data.latents[:n].shape, generator=torch.Generator().manual_seed(0))
     return Batch(case.data.latents[:n], states, noise, torch.tensor(t), torch.arange(n))
-
-
-def test_the_pull_is_the_norm_of_the_difference_per_dimension() -> None:
-    one, other = torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3)
-    other[1] = 0.5
-    torch.testing.assert_close(caption_pull(one, other), torch.tensor([0.0, 0.5]))
-
-
-def test_the_pull_of_a_caption_is_what_the_denoiser_says_of_it(ward: Ward) -> None:
-    case = situation(ward)
-    batch = batch_of(case, 100, 500, 900, dropped=(1,))
-    noisy, _ = ward.backbone.noised(batch.latents, batch.noise, batch.t)
-    found = caption_pulls(ward.backbone, noisy, batch.t, batch.states, case.data.empty_state)
-    for i in range(3):
-        row = slice(i, i + 1)
-        with torch.no_grad():
-            outputs = [
-                ward.backbone.predict(noisy[row], batch.t[row], state)
-                for state in (batch.states[row], case.data.empty_state)
-            ]
-        expected = (outputs[0] - outputs[1]).square().mean().sqrt()
-        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-6)
-    assert found[1] < 1e-6 < found[0]
-
-
-def test_a_limit_is_exceeded_by_few_of_what_it_is_calibrated_on() -> None:
-    pulls = torch.arange(1.0, 100.0)
-    assert usual_limit(pulls, 0.95) == 95
-    assert usual_limit(pulls[:3], 0.95) == 3, "of few it is the largest"
 
 
 def test_samples_above_their_regions_limit_leave_the_batch_and_dropped_captions_stay(ward: Ward) -> None:
