@@ -66,7 +66,7 @@ def endless_batches(
     rows: Tensor | None = None,
     hooks: Sequence[Hooks] = (),
 ) -> Iterator[Batch]:
-    """Endless batches in shuffled passes over the images.
+    """Endless batches in shuffled passes over the images, unless a hook draws them.
 
     Args:
         data: The images.
@@ -80,9 +80,12 @@ def endless_batches(
     n = len(data.latents) if rows is None else len(rows)
     order = torch.empty(0, dtype=torch.long)
     while True:
-        while len(order) < budget.batch_size:
-            order = torch.cat([order, torch.randperm(n, generator=generator)])
-        chosen, order = order[: budget.batch_size], order[budget.batch_size :]
+        drawn = (hook.drawn(n, generator) for hook in hooks)
+        chosen = next((found for found in drawn if found is not None), None)
+        if chosen is None:
+            while len(order) < budget.batch_size:
+                order = torch.cat([order, torch.randperm(n, generator=generator)])
+            chosen, order = order[: budget.batch_size], order[budget.batch_size :]
         yield draw_batch(
             data,
             chosen if rows is None else rows[chosen],

@@ -39,6 +39,17 @@ class Hooks:
     order, so a sample that the first one leaves out is never seen by the second.
     """
 
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Which images the next batch has, int64 ``(n,)`` below ``count``, n > 0; None for passes in shuffled order.
+
+        Of several hooks the first that draws decides.
+
+        Args:
+            count: Of the images that the learner draws from.
+            generator: Of the learner's batches.
+        """
+        return None
+
     def states(self, states: Tensor, rows: Tensor) -> Tensor:
         """Text states to train on in place of the images' own, ``(n, tokens, width)``, before captions are dropped.
 
