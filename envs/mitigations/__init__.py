@@ -15,6 +15,7 @@ from envs.mitigations.augment import Augmentation
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, combined
 from envs.mitigations.caption_noise import CaptionNoise
 from envs.mitigations.deduplicate import Deduplication
+from envs.mitigations.dp_sgd import DifferentiallyPrivateSGD
 from envs.mitigations.dropout import Dropout
 from envs.mitigations.early_stop import EarlyStopping
 from envs.mitigations.ema import MovingAverage
@@ -39,6 +40,7 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
         EarlyStopping,
         ThresholdSampling,
         AntiMemorizationGuidance,
+        DifferentiallyPrivateSGD,
     )
 }
 """Every mitigation by name, in the order in which they act."""

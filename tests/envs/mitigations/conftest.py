@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.backbones import EMBEDDED
@@ -23,6 +24,7 @@ from envs.groups import find_groups
 from envs.losses import denoising_losses
 from envs.methods import Attachment, find_method
 from envs.mitigations import Regimen, find_mitigations, prepare_regimen
+from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
 
 ALL = Schedule.from_key("11111111")
@@ -147,6 +149,21 @@ def by_heart(overfitting: Ward) -> tuple[float, float]:
     """Mean losses of held-out and training images after plain training."""
     heldout, train = losses_after(overfitting, {})
     return heldout.mean().item(), train.mean().item()
+
+
+@pytest.fixture
+def vivid(ward: Ward) -> Ward:
+    """Trains long enough to memorize images that are nothing like each other.
+
+    An untrained autoencoder makes nearly the same latent of all that it is given.
+    """
+
+    def encode_images(images: NDArray[np.uint8]) -> Tensor:
+        shape = ward.backbone.latent_shape
+        return torch.stack([torch.randn(shape, generator=torch_generator(int(i.sum()), "latent")) for i in images])
+
+    ward.backbone.encode_images = encode_images  # type: ignore[method-assign]
+    return ward.of(steps=60, batch_size=6, learning_rate=3e-3, caption_dropout=0.0)
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
