@@ -21,6 +21,7 @@ from envs.mitigations.early_stop import EarlyStopping
 from envs.mitigations.ema import MovingAverage
 from envs.mitigations.guidance import AntiMemorizationGuidance
 from envs.mitigations.iet import IterativeEnsembleTraining
+from envs.mitigations.prune_subspace import SubspacePruning
 from envs.mitigations.threshold import NoiseThreshold
 from envs.mitigations.threshold_sampling import ThresholdSampling
 from envs.task import InnerBudget
@@ -41,6 +42,7 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
         ThresholdSampling,
         AntiMemorizationGuidance,
         DifferentiallyPrivateSGD,
+        SubspacePruning,
     )
 }
 """Every mitigation by name, in the order in which they act."""
