@@ -261,7 +261,7 @@ def test_captions_of_a_model_without_text(ward: Ward) -> None:
 
 @pytest.mark.slow
 def test_what_was_memorized_is_lost_and_little_else(vivid: Ward) -> None:
-    """Overfitted on six images: what the model knows better than others it knows less well, and others as before."""
+    """Overfitted on six images: what the model knows better than others it knows less well, and others no worse."""
     train, heldout = (encode(vivid.backbone, each) for each in (vivid.dataset.train, vivid.dataset.heldout))
     settings = {"ratio": 0.05, "layers": "all"}
     regimens = {c: vivid.regimen({"prune_subspace": {**settings, "contrast": c}}) for c in ("captions", "images")}
@@ -276,4 +276,4 @@ def test_what_was_memorized_is_lost_and_little_else(vivid: Ward) -> None:
         assert figures["prune_subspace.flagged"] == 6
         assert 0.01 < figures["prune_subspace.pruned_share"] < 0.05
         assert after[1] - after[0] < 0.9 * gap
-        assert abs(after[1] - learned[1]) < 0.2 * gap
+        assert after[1] < learned[1] + 0.1 * gap
