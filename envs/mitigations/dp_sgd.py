@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -233,10 +233,8 @@ class PrivateSteps(Hooks):
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
     """opacus' own, with noise drawn on the CPU, the same on every device, and batches that nothing is learned from."""
 
-    @staticmethod
-    def is_empty() -> bool:
-        """Whether the batch is to be taken as one of no images."""
-        return False
+    is_empty: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether the batch is to be taken as one of no images."""
 
     def clip_and_accumulate(self) -> None:
         """The sum of the gradients, each cut to the norm."""
@@ -282,7 +280,7 @@ def _hashes(denoiser: nn.Module) -> dict[str, bytes]:
 
 
 def _sha256(tensor: Tensor) -> bytes:
-    return hashlib.sha256(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).digest()
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_gradients_of_single_samples_are_those_of_autograd(open_ward: MakeWard, 
     rows = torch.arange(3)
     batch = draw_batch(data, rows, torch_generator(0, "batch"), caption_dropout=0.0, timesteps=1000)
     with sample_gradients(ward.backbone.denoiser):
-        sample_losses(ward.backbone, batch).mean().backward()  # type: ignore[no-untyped-call]
+        sample_losses(ward.backbone, batch).mean().backward()
         found: dict[str, Any] = {name: p.grad_sample for name, p in parameters.items()}  # type: ignore[attr-defined]
     for i in range(3):
         alone = sample_losses(ward.backbone, batch.take(rows == i)).mean()
@@ -178,7 +178,7 @@ def test_one_image_moves_a_step_by_no_more_than_the_bound(ward: Ward) -> None:
         plain = torch.optim.AdamW(parameters.values())
         optimizer = NoisyOptimizer(plain, noise_multiplier=0.0, max_grad_norm=bound, expected_batch_size=1)
         with sample_gradients(ward.backbone.denoiser):
-            sample_losses(ward.backbone, batch.take(rows)).mean().backward()  # type: ignore[no-untyped-call]
+            sample_losses(ward.backbone, batch.take(rows)).mean().backward()
             optimizer.clip_and_accumulate()
             return torch.cat([p.summed_grad.flatten() for p in parameters.values()])  # type: ignore[attr-defined]
 
@@ -306,9 +306,16 @@ def test_importance_is_refused(ward: Ward) -> None:
         dataclasses.replace(ward, attachment=attachment, method="importance").regimen({"dp_sgd": {}})
 
 
-@pytest.mark.parametrize("option", ["precision", "gradient_checkpointing", "compile"])
-def test_only_plain_single_precision(ward: Ward, option: str) -> None:
-    ward.backbone.execution = Execution(**{option: "bf16" if option == "precision" else True})
+@pytest.mark.parametrize(
+    ("option", "execution"),
+    [
+        ("precision", Execution(precision="bf16")),
+        ("gradient_checkpointing", Execution(gradient_checkpointing=True)),
+        ("compile", Execution(compile=True)),
+    ],
+)
+def test_only_plain_single_precision(ward: Ward, option: str, execution: Execution) -> None:
+    ward.backbone.execution = execution
     with pytest.raises(InputError, match=rf"mitigation=dp_sgd with backbone\.{option}="):
         ward.regimen({"dp_sgd": {}})
 
