@@ -37,12 +37,12 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
         AntiGradientControl,
         IterativeEnsembleTraining,
         Dropout,
+        DifferentiallyPrivateSGD,
         MovingAverage,
         EarlyStopping,
+        SubspacePruning,
         ThresholdSampling,
         AntiMemorizationGuidance,
-        DifferentiallyPrivateSGD,
-        SubspacePruning,
     )
 }
 """Every mitigation by name, in the order in which they act."""

@@ -49,8 +49,8 @@ def base_of(layer: nn.Module) -> nn.Module:
 def effective_weight(layer: nn.Module) -> Tensor:
     """A copy of the weight that the layer computes with, adapters merged."""
     with _merged(layer) as base:
-        weight: Any = base.weight
-        return weight.detach().clone()
+        assert isinstance(base.weight, Tensor)
+        return base.weight.detach().clone()
 
 
 @contextmanager
@@ -94,7 +94,9 @@ def _cut(layer: Any, mask: Tensor) -> Iterator[None]:
             layer.weight.masked_fill_(mask, 0.0)
             yield
         return
-    original, *parts = layer.parametrizations.weight.original, *layer.parametrizations.weight
+    made: Any = layer.parametrizations.weight
+    original: Tensor = made.original
+    parts: list[Any] = list(made)
     if not all(isinstance(part, SparseDifference) for part in parts):
         raise TypeError(f"cannot set entries of a weight to zero that {type(parts[0]).__name__} makes")
     with _kept(original, *(part.difference for part in parts)), torch.no_grad():

@@ -68,6 +68,7 @@ def rows_of(layer: nn.Module, x: Tensor) -> Tensor:
         float32 ``(n, groups, inputs, positions)``.
     """
     if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str), "diffusers pads by numbers"
         patches = F.unfold(x.float(), layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         return patches.view(len(x), layer.groups, -1, patches.shape[-1])
     flat = x.float().flatten(1, -2) if x.ndim > 2 else x.float()[:, None]
