@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -94,3 +94,14 @@ class Hooks:
     def figures(self) -> dict[str, float]:
         """What became of it, by name: shares of samples left out and the like."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed training needs in order to go on exactly, by name: whatever a part changes or reads again.
+
+        That includes counts behind `figures`, and the state of a generator (``torch.Generator.get_state``, a uint8
+        tensor). It is asked for between steps, while the learner pauses. Tensors share no memory; names hold no slash.
+        """
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` gave, on the CPU, into new hooks that have the same settings."""

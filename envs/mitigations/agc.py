@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,3 +74,12 @@ class LossBank(Hooks):
     def figures(self) -> dict[str, float]:
         """See `Hooks.figures`."""
         return {"agc.skipped_share": self._skipped / max(self._seen, 1)}
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Hooks.state`."""
+        return {"means": self.means.clone(), "counts": torch.tensor([self._seen, self._skipped])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """See `Hooks.load`."""
+        self.means.copy_(state["means"])
+        self._seen, self._skipped = state["counts"].tolist()
