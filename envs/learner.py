@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,51 @@ _CHECK_EVERY = 10
 
 class DivergedError(FloatingPointError):
     """The loss stopped being a finite number: the same happens again with the same key, so no retry helps."""
+
+
+class Lesson(NamedTuple):
+    """What is learned from a batch.
+
+    Attributes:
+        loss: Mean over the samples that are left, with its graph.
+        samples: How many there are, above 0.
+    """
+
+    loss: Tensor
+    samples: int
+
+
+def lesson_of(backbone: Backbone, batch: Batch, hooks: Sequence[Hooks]) -> Lesson | None:
+    """What hooks leave of a batch; None if they leave no sample.
+
+    Args:
+        backbone: With the denoiser as it learns.
+        batch: As drawn.
+        hooks: Of the learner, in their order.
+
+    Raises:
+        DivergedError: If no sample is left, and not all losses are finite.
+    """
+    for hook in hooks:
+        admitted = hook.admitted(batch)
+        if admitted is not None:
+            batch = batch.take(admitted)
+            if not len(batch.t):
+                return None
+    if all(type(hook).kept is Hooks.kept for hook in hooks):
+        # Bit by bit the loss of plain training: a mean of means is rounded otherwise.
+        return Lesson(training_loss(backbone, batch), len(batch.t))
+    losses = every = sample_losses(backbone, batch)
+    for hook in hooks:
+        kept = hook.kept(losses, batch)
+        if kept is not None:
+            losses, batch = losses[kept], batch.take(kept)
+            if not len(losses):
+                # What is no number compares with nothing: a diverged model would be left out for ever, and unseen.
+                if not torch.isfinite(every).all():
+                    raise DivergedError("the losses of a batch are not finite")
+                return None
+    return Lesson(losses.mean(), len(losses))
 
 
 class Learner:
@@ -75,10 +121,11 @@ class Learner:
                 stack.enter_context(hook.learning())
             while self.step < stop:
                 self._optimizer.param_groups[0]["lr"] = self.budget.learning_rate_at(self.step)
-                loss = self._loss(next(self._draws))
+                lesson = lesson_of(self._backbone, next(self._draws), self.hooks)
                 self.step += 1
-                if loss is None:
+                if lesson is None:
                     continue
+                loss = lesson.loss
                 self._scaler.scale(loss).backward()
                 self._move()
                 # Asking for the loss waits for the device, so not every step asks.
@@ -103,23 +150,3 @@ class Learner:
         if moved:
             for hook in self.hooks:
                 hook.stepped(self._parameters)
-
-    def _loss(self, batch: Batch) -> Tensor | None:
-        """To take a step with; None if no sample is left."""
-        for hook in self.hooks:
-            admitted = hook.admitted(batch)
-            if admitted is not None:
-                batch = batch.take(admitted)
-                if not len(batch.t):
-                    return None
-        if all(type(hook).kept is Hooks.kept for hook in self.hooks):
-            # Bit by bit the loss of plain training: a mean of means is rounded otherwise.
-            return training_loss(self._backbone, batch)
-        losses = sample_losses(self._backbone, batch)
-        for hook in self.hooks:
-            kept = hook.kept(losses, batch)
-            if kept is not None:
-                losses, batch = losses[kept], batch.take(kept)
-                if not len(losses):
-                    return None
-        return losses.mean()
