@@ -175,13 +175,8 @@ class SelectionTask:
         return tuple(self.options.get("mitigation_toggles", ()))
 
     def split(self, mask: Mask) -> tuple[Mask, frozenset[str]]:
-        """The toggles of a mask that are layers, and the names of the mitigations that it leaves out.
-
-        A mitigation's toggle is on where it is left out, so that all on stays plain full fine-tuning.
-        """
-        toggled = self.mitigation_toggles
-        layers = len(self.groups) - len(toggled)
-        return mask[:layers], frozenset(name for name, out in zip(toggled, mask[layers:], strict=True) if out)
+        """See `split_mask`."""
+        return split_mask(mask, self.mitigation_toggles)
 
     def evaluation_key(self, schedule: Schedule) -> str:
         """What the store files this schedule's evaluation under."""
@@ -194,6 +189,19 @@ class SelectionTask:
             InputError: If the text is none of these for this task's groups.
         """
         return parse_mask(text, self.groups)
+
+
+def split_mask(mask: Mask, toggled: Sequence[str]) -> tuple[Mask, frozenset[str]]:
+    """The toggles of a mask that are layers, and the names of the mitigations that it leaves out.
+
+    A mitigation's toggle is on where it is left out, so that all on stays plain full fine-tuning.
+
+    Args:
+        mask: Of layers first.
+        toggled: Names of the mitigations that its last toggles leave out.
+    """
+    layers = len(mask) - len(toggled)
+    return mask[:layers], frozenset(name for name, out in zip(toggled, mask[layers:], strict=True) if out)
 
 
 def parse_mask(text: str, groups: Sequence[str]) -> Mask:
