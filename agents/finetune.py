@@ -88,7 +88,7 @@ def finetune(
         closing(Curves(folder.path, None if state is None else state.numbers["history"])) as curves,
         search_progress({"training": settings.training.steps}) as show,
     ):
-        look = partial(validate, place.heldout, settings.validation.grid)
+        look = partial(validate, place.heldout, settings.validation.grid, place.treatment.steerings)
         books = Books(look, rule, curves, Checkpoints(folder.path / "checkpoints", settings.training.keep))
         if state is not None:
             place.trainer.load(state)

@@ -60,6 +60,7 @@ def model_card(summary: Mapping[str, Any], *, base: str, conditional: bool) -> s
             "",
             *_table(("metric", "value", "low", "high", "null", "better"), _metric_rows(metrics)),
             "",
+            *_steered(summary),
             "## Loading",
             "",
             *_loading(summary, base, conditional),
@@ -118,8 +119,37 @@ def _training_rows(summary: Mapping[str, Any]) -> list[Sequence[str]]:
         ("mask", f"`{selected['schedule']}` over {', '.join(task['groups'])}: {selected['source']}"),
         ("trainable parameters", share),
         ("base", f"{task['backbone']}, sha256 `{task['backbone_sha256']}`"),
+        *_mitigation_rows(summary["mitigations"]),
         *((name.replace("_", " "), str(value)) for name, value in training.items() if name not in _HOUSEKEEPING),
         ("seed", str(summary["seed"])),
+    ]
+
+
+def _mitigation_rows(mitigations: Mapping[str, Any]) -> list[Sequence[str]]:
+    """One a mitigation: its paper, its settings, and what became of it."""
+    rows: list[Sequence[str]] = []
+    for name, chosen in mitigations["chosen"].items():
+        own = {key: value for key, value in mitigations["figures"].items() if key.startswith(f"{name}.")}
+        parts = [
+            chosen["source"],
+            *([", ".join(f"{key} {value}" for key, value in chosen["settings"].items())] if chosen["settings"] else []),
+            *(f"{key.removeprefix(f'{name}.').replace('_', ' ')}: {number(value)}" for key, value in own.items()),
+            *([] if chosen["saved"] else ["acts on the sampler, and the saved pipeline does not carry it"]),
+        ]
+        rows.append((f"mitigation {name}", "; ".join(parts)))
+    return rows
+
+
+def _steered(summary: Mapping[str, Any]) -> list[str]:
+    """Whose help the measured images were sampled with that the files do not give."""
+    names = [name for name, chosen in summary["mitigations"]["chosen"].items() if not chosen["saved"]]
+    if not names:
+        return []
+    what = "pipeline" if summary["pipeline"] else "adapter"
+    return [
+        f"**The images were sampled with {' and '.join(names)}, which the saved {what} does not carry**: what it "
+        "generates by itself was not measured and may give away more.",
+        "",
     ]
 
 
@@ -146,7 +176,7 @@ def _loading(summary: Mapping[str, Any], base: str, conditional: bool) -> list[s
     if summary["pipeline"]:
         lines += ["", *_code([*head, 'pipe = DiffusionPipeline.from_pretrained("pipeline")', *shown])]
     if not summary["adapter"]:
-        return lines
+        return [*lines, *(["", summary["adapter_note"]] if summary["adapter_note"] else [])]
     if summary["task"]["method"] in _PEFT_OWN:
         attach = [
             "from peft import PeftModel",

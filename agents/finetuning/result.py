@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from agents.finetuning.card import EMBEDDED, model_card, worse_in
@@ -15,6 +16,7 @@ from agents.finetuning.workplace import Workplace
 from agents.result import SCHEMA, git_state, hardware, named, versions
 from agents.run_folder import RunFolder
 from agents.workbench import described
+from envs.mitigations import Stage
 from rewards.measurement import Measurement
 
 
@@ -23,7 +25,8 @@ def finish(
 ) -> dict[str, Any]:
     """Writes ``adapter/``, ``pipeline/``, ``README.md`` and, last, ``result.json``.
 
-    What is measured is the folded model, the one that others load.
+    What is measured is the folded model, the one that others load, with the edits of mitigations in its weights, and,
+    unlike there, with their steerings of the sampler.
 
     Args:
         settings: Of the run.
@@ -42,16 +45,22 @@ def finish(
     schedule, denoiser = place.choice.schedule, place.backbone.denoiser
     names = {"name": place.task.method, "options": dict(place.task.method_settings), "scheme": place.task.scheme}
     adapter = folder.path / "adapter"
-    if place.attachment.peft is not None:
+    # What is saved after nothing was learned is the base model, and that stays what it is.
+    edits = place.treatment.edits if saved_step else ()
+    if place.attachment.peft is not None and not edits:
         save_adapter(adapter, place.attachment, place.backbone, place.toggles, schedule, names)
     foldable = fold(denoiser, place.attachment, place.base_names)
     if not foldable:
         save_adapter(adapter, place.attachment, place.backbone, place.toggles, schedule, names)
+    figures = {name: value for hook in place.trainer.hooks for name, value in hook.figures().items()}
     began = time.monotonic()
-    metrics = place.test.measure(place.test.generate(), place.test.evidence())
-    measured = time.monotonic() - began
-    if foldable:
-        save_pipeline(place.base, denoiser, folder.path / "pipeline")
+    with ExitStack() as stack:
+        for edit in edits:
+            figures |= stack.enter_context(edit())
+        metrics = place.test.measure(place.test.generate(place.treatment.steerings), place.test.evidence())
+        measured = time.monotonic() - began
+        if foldable:
+            save_pipeline(place.base, denoiser, folder.path / "pipeline")
     validations = books.curves.history["validation"]
     on = tuple(any(bits) for bits in zip(*schedule.phases, strict=True))
     trainable = sum(parameter.numel() for parameter in place.trainer.parameters.values())
@@ -85,6 +94,7 @@ def finish(
             "saved_step": saved_step,
             "final_images": settings.final.images,
         },
+        "mitigations": {"chosen": _chosen(place), "figures": figures},
         "sampling": {"steps": settings.inner.sampling_steps, "guidance_scale": settings.inner.guidance_scale},
         "stop": {"rule": books.rule.words, "ended": ended, "words": _stop_words(place, books, ended)},
         "metrics": {name: measurement.to_json() for name, measurement in metrics.items()},
@@ -93,6 +103,7 @@ def finish(
         "anchors": None,
         "pipeline": "pipeline" if foldable else None,
         "adapter": "adapter" if adapter.is_dir() else None,
+        "adapter_note": _adapter_note(place) if edits else "",
         "evaluations": {
             "distinct": len(validations) + 1,
             "cached": 0,
@@ -115,6 +126,27 @@ def finish(
 def above_null(metrics: Mapping[str, Any]) -> list[str]:
     """Of the ``metrics`` of a ``result.json``, those of memorization that are worse than their null."""
     return worse_in({name: Measurement.from_json(fields) for name, fields in metrics.items()})
+
+
+def _chosen(place: Workplace) -> dict[str, Any]:
+    """The mitigations by name: settings, paper, and whether what they do is in the files."""
+    steered = bool(place.treatment.steerings)
+    return {
+        each.name: {
+            "settings": dict(each.settings),
+            "source": each.source,
+            "saved": not (steered and each.stage == Stage.SAMPLING),
+        }
+        for each in place.treatment.mitigations
+    }
+
+
+def _adapter_note(place: Workplace) -> str:
+    """Why a method's adapter is not saved, if that is so where there are edits."""
+    if place.attachment.peft is None:
+        return ""
+    names = [each.name for each in place.treatment.mitigations if each.stage == Stage.WEIGHTS]
+    return f"There is no adapter: alone it would not carry {' and '.join(names)}."
 
 
 def _stop_words(place: Workplace, books: Books, ended: bool) -> str:

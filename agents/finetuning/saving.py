@@ -50,6 +50,13 @@ def fold(denoiser: nn.Module, attachment: Attachment, base_names: frozenset[str]
     return denoiser.state_dict().keys() == base_names
 
 
+def can_fold(denoiser: nn.Module, attachment: Attachment, base_names: frozenset[str]) -> bool:
+    """What `fold` will return, known before anything is trained; nothing is changed."""
+    # peft puts its layers around the denoiser's own and takes them away again; parametrizations lie beside a weight.
+    added = [name for name in denoiser.state_dict() if ".parametrizations." not in name and name not in base_names]
+    return attachment.peft is not None or not added
+
+
 def save_pipeline(base: str | Path, denoiser: nn.Module, folder: Path) -> None:
     """Writes the base pipeline with this denoiser in its place, in safetensors, in one rename.
 

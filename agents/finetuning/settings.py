@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -130,7 +130,11 @@ class StopSettings:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Everything ``python -m agents.finetune`` is told. ``run``, ``policy`` or ``mask`` says which groups learn."""
+    """Everything ``python -m agents.finetune`` is told. ``run``, ``policy`` or ``mask`` says which groups learn.
+
+    Attributes:
+        mitigation: Settings of each mitigation that the fine-tune is given, by name; see `envs.mitigations`.
+    """
 
     env: EnvSettings
     data: DataSettings
@@ -150,6 +154,7 @@ class FinetuneSettings:
     run: str | None = None
     policy: str | None = None
     mask: str | int | list[str] | None = None
+    mitigation: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     resume: str | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from agents.finetuning.settings import EMASettings, TrainingSettings
 from envs.backbones.base import Backbone
 from envs.batches import TrainingSet, draw_batch
-from envs.hooks import Batch
-from envs.learner import DivergedError
-from envs.losses import training_loss
+from envs.hooks import Batch, Hooks
+from envs.learner import DivergedError, lesson_of
 from envs.methods import Attachment
 from envs.seeding import torch_generator
 from envs.task import InnerBudget, Schedule
@@ -33,7 +32,7 @@ class StepRecord(NamedTuple):
 
     Attributes:
         step: How many there have been.
-        loss: Mean over the step's images.
+        loss: Mean over those of the step's images that hooks left.
         learning_rate: Of the step.
         gradient_norm: Before it was clipped; None if it overflowed, as in half precision it may.
     """
@@ -49,7 +48,7 @@ class State:
     """Everything that the next step depends on.
 
     Attributes:
-        tensors: Trained parameters, their average, the optimizer's moments.
+        tensors: Trained parameters, their average, the optimizer's moments, what hooks remember.
         numbers: JSON values.
     """
 
@@ -61,7 +60,11 @@ class Trainer:
     """Trains the parameters that a schedule selects, and no other, in place.
 
     A step's batch, noise and timesteps are drawn for all of its images from the seed and the step's number, and only
-    then shared out over processes and passes: how many there are changes a step by rounding at most.
+    then shared out over processes and passes: how many there are changes a step by rounding at most. Hooks look at one
+    pass after another, so what one of them remembers of a pass counts in the next of the same step.
+
+    Of hooks only these parts act here, in one process and one phase: states, admitted, kept, learning, which is entered
+    for each step, and stepped. A step of which they leave no sample changes nothing, not even the average.
 
     Args:
         backbone: With its denoiser in the base state, the method attached.
@@ -73,6 +76,12 @@ class Trainer:
         ema: Of the average.
         accelerator: Says where, in which precision and beside which processes.
         seed: Of everything drawn.
+        hooks: What happens besides.
+
+    Attributes:
+        parameters: What learns in some phase, by name.
+        hooks: As given.
+        step: How many steps there have been.
 
     Raises:
         InputError: If nothing can be trained in the groups that are on, or the batch cannot be shared out equally.
@@ -89,6 +98,7 @@ class Trainer:
         ema: EMASettings,
         accelerator: Accelerator,
         seed: int,
+        hooks: Sequence[Hooks] = (),
     ) -> None:
         passes = training.accumulation * accelerator.num_processes
         if budget.batch_size % passes:
@@ -103,7 +113,7 @@ class Trainer:
             self.parameters |= selected
         if not self.parameters:
             raise InputError(f"mask={schedule.key}: the method has no parameter in these groups", "switch others on")
-        self.step = 0
+        self.step, self.hooks = 0, tuple(hooks)
         self._backbone, self._data, self._budget, self._seed = backbone, data, budget, seed
         self._accelerator, self._clip = accelerator, math.inf if training.clip is None else training.clip
         self._share = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -128,18 +138,13 @@ class Trainer:
             return None
         rate = budget.learning_rate_at(step)
         self._optimizer.param_groups[0]["lr"] = rate
-        loss = norm = torch.zeros((), device=self._data.latents.device)
-        for batch in self._batches(step):
-            with self._accelerator.accumulate(self._backbone.denoiser):
-                with self._accelerator.autocast():
-                    part = training_loss(self._backbone, batch)
-                self._accelerator.backward(part)
-                loss = loss + part.detach() / self._passes
-                if self._accelerator.sync_gradients:
-                    loss = self._averaged_over_processes(loss)
-                    norm = self._accelerator.clip_grad_norm_(list(self._phases[self._phase].values()), self._clip)
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.learning())
+            found = self._move(step, self._optimizer)
+        if found is None:
+            return None
+        loss, norm = found
         if self._ema is not None:
             self._ema.step(self.parameters.values())
         if self.step % _CHECK_EVERY and self.step < budget.steps:
@@ -189,6 +194,8 @@ class Trainer:
             tensors |= {f"optimizer/{i}/{key}": value for i, each in moments.items() for key, value in each.items()}
         if self._accelerator.scaler is not None:
             numbers["scaler"] = self._accelerator.scaler.state_dict()
+        for i, hook in enumerate(self.hooks):
+            tensors |= {f"hooks/{i}/{name}": tensor for name, tensor in hook.state().items()}
         return State(tensors, numbers)
 
     @torch.no_grad()
@@ -217,6 +224,9 @@ class Trainer:
             self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
         if self._accelerator.scaler is not None and "scaler" in numbers:
             self._accelerator.scaler.load_state_dict(numbers["scaler"])
+        for i, hook in enumerate(self.hooks):
+            prefix = f"hooks/{i}/"
+            hook.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
     @property
     def _bounds(self) -> list[int]:
@@ -244,6 +254,37 @@ class Trainer:
         self._backbone.denoiser.requires_grad_(False)
         self._backbone.denoiser.zero_grad(set_to_none=True)
 
+    def _move(self, step: int, optimizer: AcceleratedOptimizer) -> tuple[Tensor, Tensor] | None:
+        """Moves the parameters; the loss and the gradient's norm, or None if hooks left no sample to learn from."""
+        loss = norm = torch.zeros((), device=self._data.latents.device)
+        chosen, samples, left = list(self._phases[self._phase].values()), 0, 0
+        for batch in self._batches(step):
+            with self._accelerator.accumulate(self._backbone.denoiser):
+                with self._accelerator.autocast():
+                    lesson = lesson_of(self._backbone, batch, self.hooks)
+                samples += len(batch.t)
+                if lesson is not None:
+                    left += lesson.samples
+                    part = lesson.loss
+                    if self._passes > 1 and lesson.samples < len(batch.t):
+                        part = part * (lesson.samples / len(batch.t))  # each sample left counts as much as any other
+                    self._accelerator.backward(part)
+                    loss = loss + part.detach() / self._passes
+                if self._accelerator.sync_gradients:
+                    if not left:
+                        return None
+                    if self._passes > 1 and left < samples:
+                        loss = loss * (samples / left)
+                        _scale_gradients(chosen, samples / left)
+                    loss = self._averaged_over_processes(loss)
+                    norm = self._accelerator.clip_grad_norm_(chosen, self._clip)
+                optimizer.step()
+                optimizer.zero_grad()
+        if not optimizer.step_was_skipped:
+            for hook in self.hooks:
+                hook.stepped(chosen)
+        return loss, norm
+
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's share of a step's images, in so many passes."""
         rows = rows_of_step(step, self._budget.batch_size, len(self._data.latents), self._seed)
@@ -253,6 +294,7 @@ class Trainer:
             torch_generator(self._seed, "step", step),
             caption_dropout=self._budget.caption_dropout,
             timesteps=self._backbone.timesteps,
+            hooks=self.hooks,
         )
         own = [tensor[self._share] for tensor in whole]
         for parts in zip(*(tensor.chunk(self._passes) for tensor in own), strict=True):
@@ -275,6 +317,13 @@ class Trainer:
                 gradient.copy_(mean[place : place + gradient.numel()].view_as(gradient))
                 place += gradient.numel()
             return mean[-1].clone()
+
+
+@torch.no_grad()
+def _scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 def rows_of_step(step: int, batch_size: int, images: int, seed: int) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from agents.finetuning.choice import Choice, choose
+from agents.finetuning.saving import can_fold
 from agents.finetuning.settings import FinetuneSettings
 from agents.finetuning.trainer import Trainer
-from agents.workbench import check_captions, prepare_backbone, prepare_images
+from agents.finetuning.treatment import LongTreatment, check_schedule, prepare_treatment
+from agents.workbench import check_captions, method_options, mitigation_options, prepare_backbone, prepare_images
 from envs.backbones.base import Backbone, check_guidance
 from envs.batches import encode
 from envs.datasets.base import SplitDataset
@@ -21,6 +23,7 @@ from envs.finetune import one_pass
 from envs.groups import find_groups
 from envs.judge import Judge
 from envs.methods import Attachment, find_method
+from envs.mitigations import find_mitigations
 from envs.task import SelectionTask
 from rewards.suite import Suite
 
@@ -42,6 +45,7 @@ class Workplace:
         toggles: Names of what a mask switches.
         choice: What learns.
         attachment: Of the method.
+        treatment: What mitigations do.
         trainer: At step 0.
         heldout: Measures validations; None in processes that do not write.
         test: Measures the finished model; None in processes that do not write.
@@ -56,6 +60,7 @@ class Workplace:
     toggles: tuple[str, ...]
     choice: Choice
     attachment: Attachment
+    treatment: LongTreatment
     trainer: Trainer
     heldout: Judge | None
     test: Judge | None
@@ -80,6 +85,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
     method, budget = find_method(settings.method.name, settings.method.options), settings.budget
+    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
     Suite([*settings.validation_metrics, *settings.reward.final_metrics])
     dataset = prepare_images(settings.env, settings.data)
     backbone, base = prepare_backbone(settings.backbone, settings.env, accelerator.device)
@@ -87,6 +93,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
     check_captions(backbone, dataset, settings.env)
     groups = find_groups(backbone.denoiser, settings.groups.name)
     choice = choose(settings, method, groups, dataset, backbone)
+    check_schedule(mitigations, choice.schedule)
     training_set = encode(backbone, dataset.train)
     final = dataclasses.replace(budget, images=settings.final.images)
     final_seed = settings.seed + settings.final.seed_offset
@@ -105,16 +112,29 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         calibration=lambda: one_pass(backbone, training_set, budget.batch_size, settings.seed),
         seed=settings.seed,
     )
+    treatment = prepare_treatment(
+        mitigations,
+        backbone,
+        attachment,
+        settings.method.name,
+        dataset,
+        training_set,
+        budget,
+        settings.seed,
+        processes=accelerator.num_processes,
+        foldable=can_fold(backbone.denoiser, attachment, base_names),
+    )
     trainer = Trainer(
         backbone,
         attachment,
         choice.schedule,
-        training_set,
+        treatment.training_set,
         budget,
         settings.training,
         settings.ema,
         accelerator,
         settings.seed,
+        treatment.hooks,
     )
     toggles = tuple(toggle.name for toggle in method.toggles(groups))
     task = SelectionTask(
@@ -129,7 +149,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         metrics=tuple(settings.reward.final_metrics),
         judge="test",
         seed=settings.seed,
-        options={"method": dict(method.settings)} if method.settings else {},
+        options=method_options(method) | mitigation_options(mitigations),
     )
     return Workplace(
         task,
@@ -141,6 +161,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         toggles,
         choice,
         attachment,
+        treatment,
         trainer,
         heldout,
         test,

@@ -63,10 +63,10 @@ def finetune(*arguments: str, folder: Path, double: Double | None = None) -> Out
     return Command(arguments, folder, double, name="finetune").wait(timeout=500)
 
 
-def finetuned(*arguments: str, folder: Path) -> Path:
+def finetuned(*arguments: str, folder: Path, double: Double | None = None) -> Path:
     """The run folder of a command that must succeed."""
     folder.mkdir(exist_ok=True)
-    outcome = finetune(*arguments, folder=folder)
+    outcome = finetune(*arguments, folder=folder, double=double)
     assert outcome.code == 0, outcome.err
     (run,) = (folder / "runs" / "finetune").glob("*/*")
     return run

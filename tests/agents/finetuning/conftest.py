@@ -1,4 +1,4 @@
-"""The untrained backbone of the environments' tests, images for it, and the settings of a short training."""
+"""The untrained backbone and the clinic of the environments' tests, images, and the settings of a short training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from agents.finetuning.settings import EMASettings, TrainingSettings
 from envs.backbones.latent import LatentBackbone
 from envs.batches import TrainingSet
 from envs.seeding import torch_generator
-from tests.envs.conftest import backbone, cache_folder, loaded_backbone
+from tests.envs.conftest import backbone, cache_folder, loaded_backbone, pipeline_folder
+from tests.envs.mitigations.conftest import clinic
 
-__all__ = ["backbone", "cache_folder", "loaded_backbone"]
+__all__ = ["backbone", "cache_folder", "clinic", "loaded_backbone", "pipeline_folder"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from agents.finetuning.loading import load_finetuned
-from agents.finetuning.saving import fold, save_adapter, save_pipeline, takes_captions
+from agents.finetuning.saving import can_fold, fold, save_adapter, save_pipeline, takes_captions
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.batches import TrainingSet
 from envs.finetune import finetune
@@ -62,6 +62,7 @@ def test_a_folded_pipeline_is_plain(
 ) -> None:
     attachment, _, names = tuned(backbone, data, method)
     expected = output(backbone, data)
+    assert can_fold(backbone.denoiser, attachment, names) == (method != "adapter")
     assert fold(backbone.denoiser, attachment, names) == (method != "adapter")
     if method == "adapter":
         return

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from envs.backbones.execution import Execution
 from envs.backbones.latent import LatentBackbone
 from envs.batches import TrainingSet
 from envs.groups import find_groups
+from envs.hooks import Hooks
 from envs.learner import DivergedError
 from envs.methods import METHODS, find_method
 from envs.probes import frozen
@@ -39,13 +41,14 @@ def trainer(
     schedule: Schedule = SOME,
     method: str = "full",
     seed: int = 3,
+    hooks: Sequence[Hooks] = (),
 ) -> Trainer:
     attachment = find_method(method)(
         backbone.denoiser, find_groups(backbone.denoiser, "blocks"), calibration=lambda: (), seed=seed
     )
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=training.accumulation)
     budget = training.budget(INNER)
-    return Trainer(backbone, attachment, schedule, data, budget, training, ema, accelerator, seed)
+    return Trainer(backbone, attachment, schedule, data, budget, training, ema, accelerator, seed, hooks)
 
 
 def steps(trained: Trainer, number: int) -> list[StepRecord | None]:
