@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from envs.datasets.base import SplitDataset
 from envs.features import GROUP_FEATURES, TASK_FEATURES
 from envs.groups import LayerGroup
 from envs.methods import Method
-from envs.task import Schedule, parse_mask
+from envs.task import Schedule, parse_mask, split_mask
 from rewards.errors import InputError
 
 _DECIDED = ("env", "method", "groups", "backbone")
 """What a run's choice was made for."""
-_BROUGHT = ("inner", "reward", "data")
+_BROUGHT = ("inner", "reward", "data", "mitigation")
 """What a run knows too, and the command line may say otherwise."""
 _IDENTITY = ("name", "path")
 
@@ -55,7 +55,9 @@ def adopt_run(config: DictConfig, path: str, overrides: Sequence[str]) -> None:
     Raises:
         InputError: If the folder holds no finished training, or an override contradicts what its choice was made for.
     """
-    _, ran = _read_run(path)
+    result, ran = _read_run(path)
+    _, left_out = _split(result, ran)
+    ran.mitigation = {name: own for name, own in (ran.get("mitigation") or {}).items() if name not in left_out}
     given = config.copy()
     with open_dict(config):
         for key in (*_DECIDED, *_BROUGHT):
@@ -108,10 +110,12 @@ def choose(
 
 
 def _of_run(path: str, names: list[str], dataset: SplitDataset) -> Choice:
-    result, _ = _read_run(path)
-    if result["task"]["groups"] != names:
+    result, ran = _read_run(path)
+    schedule, _ = _split(result, ran)
+    layers = result["task"]["groups"][: len(schedule.phases[0])]
+    if layers != names:
         raise InputError(
-            f"run={path} chose among {', '.join(result['task']['groups'])}, the backbone has {', '.join(names)}",
+            f"run={path} chose among {', '.join(layers)}, the backbone has {', '.join(names)}",
             "give the backbone that the run was about, or mask=",
         )
     if result["data"]["split_sha256"] != dataset.split_sha256:
@@ -120,7 +124,15 @@ def _of_run(path: str, names: list[str], dataset: SplitDataset) -> Choice:
             f"{dataset.split_sha256[:12]}",
             "point data.root at the images of the run, or choose with policy= or mask=",
         )
-    return Choice(Schedule.from_key(result["selected"]["schedule"]), "selected by a search on this split")
+    return Choice(schedule, "selected by a search on this split")
+
+
+def _split(result: Mapping[str, Any], ran: DictConfig) -> tuple[Schedule, frozenset[str]]:
+    """The layers' part of what a run selected, and the names of the mitigations that this leaves out."""
+    schedule = Schedule.from_key(result["selected"]["schedule"])
+    toggled = tuple(ran.get("mitigation_toggles") or ())
+    split = [split_mask(mask, toggled) for mask in schedule.phases]
+    return Schedule(tuple(layers for layers, _ in split)), split[0][1]
 
 
 def _of_policy(

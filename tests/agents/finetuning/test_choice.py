@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def chosen(
     return choose(found, find_method(found.method.name, found.method.options), groups, dataset, backbone)
 
 
-def written_run(folder: Path, dataset: SplitDataset, groups: tuple[LayerGroup, ...], **changes: Any) -> Path:
+def written_run(
+    folder: Path, dataset: SplitDataset, groups: tuple[LayerGroup, ...], overrides: Sequence[str] = (), **changes: Any
+) -> Path:
     """A finished training as `agents.train` leaves it, of a LoRA of rank 2."""
     result = {
         "job": "train",
@@ -58,7 +61,8 @@ def written_run(folder: Path, dataset: SplitDataset, groups: tuple[LayerGroup, .
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(result | changes))
-    config = compose("train", "env.train=2", "method=lora", "method.options.rank=2", "inner.images=9", "groups=blocks")
+    own = ("env.train=2", "method=lora", "method.options.rank=2", "inner.images=9", "groups=blocks")
+    config = compose("train", *own, *overrides)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml", resolve=True)
     return folder
 
@@ -154,6 +158,62 @@ def test_a_run_brings_what_it_was_about(
     assert chosen(found, groups, dataset, backbone).schedule.key == "01000000/00000011"
     same = adopted(run, "method=lora", "env.train=2", "env=phantom")
     assert same.method == adopted(run).method
+
+
+def mitigated_run(folder: Path, dataset: SplitDataset, groups: tuple[LayerGroup, ...], bits: str) -> Path:
+    """Of a search whose masks end with toggles that leave iet and agc out."""
+    names = [*(group.name for group in groups), "without iet", "without agc"]
+    overrides = ("mitigation=[agc,iet]", "mitigation.agc.mem_ratio=3", "mitigation_toggles=[iet,agc]")
+    task, selected = {"groups": names}, {"schedule": f"01000001{bits}"}
+    return written_run(folder, dataset, groups, overrides, task=task, selected=selected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "left"),
+    [("00", {"agc", "iet"}), ("10", {"agc"}), ("01", {"iet"}), ("11", set())],
+    ids=lambda value: str(value),
+)
+def test_a_run_brings_the_mitigations_that_its_mask_did_not_leave_out(
+    backbone: LatentBackbone,
+    dataset: SplitDataset,
+    groups: tuple[LayerGroup, ...],
+    tmp_path: Path,
+    bits: str,
+    left: set[str],
+) -> None:
+    found = read_settings(adopted(mitigated_run(tmp_path / "run", dataset, groups, bits)), FinetuneSettings)
+    assert found.mitigation.keys() == left
+    if "agc" in left:
+        assert found.mitigation["agc"] == {"mem_ratio": 3.0, "decay": 0.8}
+    choice = chosen(found, groups, dataset, backbone)
+    assert choice.schedule.key == "01000001", "the toggles of layers alone"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("mitigation=none", {}),
+        ("mitigation=iet", {"iet": {"shards": 4, "rounds": 5}}),
+        ("+mitigation.agc.decay=0.5", {"agc": {"mem_ratio": 3.0, "decay": 0.5}}),
+    ],
+)
+def test_the_call_may_say_otherwise_about_mitigations(
+    dataset: SplitDataset, groups: tuple[LayerGroup, ...], tmp_path: Path, override: str, expected: dict[str, Any]
+) -> None:
+    run = mitigated_run(tmp_path / "run", dataset, groups, "10")
+    assert read_settings(adopted(run, override), FinetuneSettings).mitigation == expected
+
+
+def test_a_run_from_before_there_were_mitigations(
+    dataset: SplitDataset, groups: tuple[LayerGroup, ...], tmp_path: Path
+) -> None:
+    run = written_run(tmp_path / "run", dataset, groups)
+    file = run / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    assert isinstance(config, DictConfig)
+    del config["mitigation"], config["mitigation_toggles"]
+    OmegaConf.save(config, file)
+    assert read_settings(adopted(run), FinetuneSettings).mitigation == {}
 
 
 @pytest.mark.parametrize(
