@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -115,6 +115,17 @@ class NoisyCaptions(Hooks):
     def figures(self) -> dict[str, float]:
         """See `Hooks.figures`."""
         return {"caption_noise.altered_share": self._altered / max(self._seen, 1)}
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Hooks.state`."""
+        counts = torch.tensor([self._seen, self._altered])
+        return {"words": self._words.get_state(), "noise": self._noise.get_state(), "counts": counts}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """See `Hooks.load`."""
+        self._words.set_state(state["words"])
+        self._noise.set_state(state["noise"])
+        self._seen, self._altered = state["counts"].tolist()
 
     def _altered_one(self, caption: str) -> str:
         settings = self._settings

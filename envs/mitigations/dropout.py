@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -112,6 +112,14 @@ class Dropping(Hooks):
                 module.p, module.training = p, training
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Hooks.state`."""
+        return {str(i): state.clone() for i, state in enumerate(self._states or ())}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """See `Hooks.load`."""
+        self._states = [state[str(i)] for i in range(len(state))] or None
 
 
 def _global_generators(device: torch.device) -> list[torch.Generator]:

@@ -140,6 +140,14 @@ class Gate(Hooks):
         """See `Hooks.figures`."""
         return {"threshold.left_out_share": self._left_out / max(self._seen, 1)}
 
+    def state(self) -> dict[str, Tensor]:
+        """See `Hooks.state`."""
+        return {"counts": torch.tensor([self._seen, self._left_out])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """See `Hooks.load`."""
+        self._seen, self._left_out = state["counts"].tolist()
+
 
 def region_of(t: Tensor, regions: int, timesteps: int) -> Tensor:
     """In which of ``regions`` equal parts of the noise schedule timesteps lie, int64 of the shape of ``t``."""
