@@ -15,6 +15,7 @@ from agents.benchmarks.base import Finding
 from agents.benchmarks.inner import bench_evaluation, bench_finetune, bench_generate
 from agents.benchmarks.methods import bench_methods
 from agents.benchmarks.metrics import bench_metrics
+from agents.benchmarks.mitigations import bench_mitigations
 from agents.benchmarks.neighbors import bench_neighbors
 from agents.benchmarks.outer import bench_environment, bench_memory, bench_store, bench_workers
 from agents.benchmarks.policy import bench_policy
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[TrainSettings, Workbench, int], Finding]] = {
     "memory": bench_memory,
     "workers": bench_workers,
     "methods": bench_methods,
+    "mitigations": bench_mitigations,
     "metrics": bench_metrics,
     "neighbors": bench_neighbors,
 }

@@ -8,11 +8,12 @@ from typing import Any
 import hydra
 import pytest
 
-from agents.benchmarks import methods
+from agents.benchmarks import methods, mitigations
 from agents.benchmarks.base import Goal, paired
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import prepare
 from envs.methods import METHODS
+from envs.mitigations import MITIGATIONS
 from tests.agents.command import Command, Double, Outcome, read_json, slow_store
 
 CHEAP = ("+env.options.identities=60", "env.train=2", "env.heldout=2", "env.test=2")
@@ -82,6 +83,27 @@ def test_every_method_has_its_goals(pipeline_folder: Path, tmp_path: Path, monke
     passes = [f"svdiff_{what}_ratio_{where}" for what in ("forward", "both") for where in ("backbone", "block")]
     assert goals == dict.fromkeys(passes, 1.15)
     assert finding.figures.keys() >= {goal.figure for goal in finding.goals}
+
+
+def test_every_mitigation_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fine-tune of a few steps: that it measures, and what it counts."""
+    monkeypatch.setattr(mitigations, "_STEPS", 4)
+    monkeypatch.setattr(mitigations, "_IMAGES", 2)
+    monkeypatch.setattr(
+        mitigations, "MITIGATIONS", {name: MITIGATIONS[name] for name in ("threshold", "ema", "dp_sgd", "guidance")}
+    )
+    arguments = ["+env.options.identities=60", "env.train=4", "env.heldout=4", "env.test=2", "inner.sampling_steps=2"]
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        settings = read_settings(hydra.compose("train", overrides=arguments), TrainSettings)
+    finding = mitigations.bench_mitigations(settings, prepare(settings), runs=1)
+    ratios = {f"{name}_ratio" for name in ("threshold", "ema", "dp_sgd", "guidance")}
+    excesses = {f"{name}_excess" for name in ("threshold", "ema", "guidance")}
+    assert finding.figures.keys() == ratios | excesses
+    assert {goal.figure for goal in finding.goals} == excesses
+    # Its two passes of each captioned sample explain part of what it takes; the others have none.
+    assert finding.figures["threshold_excess"] < finding.figures["threshold_ratio"]
+    for name in ("ema", "guidance"):
+        assert finding.figures[f"{name}_excess"] == pytest.approx(finding.figures[f"{name}_ratio"])
 
 
 def test_a_missed_goal_is_a_finding_and_no_error(tmp_path: Path) -> None:
