@@ -52,7 +52,9 @@ def finish(
     foldable = fold(denoiser, place.attachment, place.base_names)
     if not foldable:
         save_adapter(adapter, place.attachment, place.backbone, place.toggles, schedule, names)
-    figures = {name: value for hook in place.trainer.hooks for name, value in hook.figures().items()}
+    figures = dict(place.treatment.figures)
+    for hook in place.trainer.hooks:
+        figures |= hook.figures()
     began = time.monotonic()
     with ExitStack() as stack:
         for edit in edits:

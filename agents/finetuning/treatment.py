@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from envs.backbones.base import Backbone
 from envs.batches import TrainingSet
@@ -34,6 +34,7 @@ class LongTreatment:
         hooks: Around the steps.
         edits: Of the trained model, folded, before it is measured and saved.
         steerings: Of the sampler wherever the model is looked at; what is saved does not carry them.
+        figures: What became of it before the fine-tune, by name.
     """
 
     mitigations: tuple[Mitigation, ...]
@@ -41,6 +42,7 @@ class LongTreatment:
     hooks: tuple[Hooks, ...] = ()
     edits: tuple[Edit, ...] = ()
     steerings: tuple[Steering, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def prepare_treatment(
@@ -86,7 +88,12 @@ def prepare_treatment(
             name = _first_with(obstacle, mitigations, treat)
             raise InputError(f"mitigation={name} {obstacle.what}", obstacle.remedy)
     return LongTreatment(
-        tuple(mitigations), regimen.training_set, hooks_of(treatment), treatment.edits, treatment.steerings
+        tuple(mitigations),
+        regimen.training_set,
+        hooks_of(treatment),
+        treatment.edits,
+        treatment.steerings,
+        treatment.figures,
     )
 
 
