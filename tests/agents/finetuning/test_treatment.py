@@ -308,8 +308,12 @@ def test_what_is_trained_on_may_be_other_images(backbone: LatentBackbone, clinic
         def prepared(self, images: Any, seed: int) -> Any:
             return images.take(range(3))
 
+        def compared(self, before: Any, after: Any) -> Mapping[str, float]:
+            return {"invented.left_out": float(len(before) - len(after))}
+
     found = prepared(backbone, clinic, [Halving()])
     assert len(found.training_set.latents) == 3
+    assert found.figures == {"invented.left_out": 3.0}
     assert len(clinic.train) == 6
 
 
