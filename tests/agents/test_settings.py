@@ -14,6 +14,7 @@ from agents.capacity.settings import MethodsSettings
 from agents.comparison.settings import CompareSettings
 from agents.finetuning.settings import FinetuneSettings
 from agents.landscape.settings import TablesSettings
+from agents.mitigating.settings import MitigationsSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
 from agents.tabulate import TabulateSettings
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "audit": (AuditSettings, ["generated=images", "train=private", "heldout=others"]),
     "validate": (ValidateSettings, []),
     "methods": (MethodsSettings, []),
+    "mitigations": (MitigationsSettings, []),
     "tabulate": (TabulateSettings, []),
     "tables": (TablesSettings, []),
     "compare": (CompareSettings, []),
