@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from opacus.accountants import RDPAccountant
-from opacus.accountants.utils import get_noise_multiplier
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from envs.backbones.base import Backbone
 from envs.datasets.base import ImageSet
 from envs.hooks import Hooks
 from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, within
+from envs.mitigations.opacus_parts import DPOptimizer, RDPAccountant, get_noise_multiplier
 from envs.mitigations.sample_gradients import check_sample_gradients, sample_gradients
 from envs.seeding import torch_generator
 from rewards.errors import InputError

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -19,6 +17,7 @@ from envs.batches import TrainingSet, draw_batch
 from envs.hooks import Batch
 from envs.losses import sample_losses
 from envs.methods import Attachment
+from envs.mitigations.opacus_parts import GradSampleHooks, GradSampleModule
 from envs.seeding import torch_generator
 from rewards.errors import InputError
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agents import lookup
 from agents.lookup import find_table
 from agents.settings import TrainSettings
 from rewards.errors import InputError
@@ -17,8 +18,9 @@ SEARCH = ("agent=ppo", "budget.evaluations=12", "agent.rollout=4", "agent.epochs
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with two tables."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with two tables; none ships."""
+    monkeypatch.setattr(lookup, "SHIPPED", tmp_path / "nowhere")
     for name, override in (("b", "method=full"), ("a", "method=svdiff")):
         invented_table("inner.steps=37", override).write(tmp_path / "runs" / "tables" / f"{name}.parquet")
     return tmp_path

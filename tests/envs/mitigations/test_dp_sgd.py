@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -376,3 +378,12 @@ def test_members_are_no_longer_told_apart(vivid: Ward) -> None:
     """Overfitted on six images, plain training gives all of them away."""
     assert auc(vivid, {}) == 1
     assert auc(vivid, {"dp_sgd": {"noise_multiplier": 4.0}}) < 0.8
+
+
+def test_to_import_it_leaves_logging_alone() -> None:
+    """opacus gives the root logger a handler; in a process of its own, since here it was imported long ago."""
+    said = (
+        "import logging; import envs.mitigations.dp_sgd; root = logging.getLogger(); print(root.handlers, root.level)"
+    )
+    found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert found.stdout == "[] 30\n"
