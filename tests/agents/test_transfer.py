@@ -208,7 +208,7 @@ def test_the_curves_are_those_that_are_promised(run: Path, result: dict[str, Any
     curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     groups = result["task"]["groups"]
     promised = {
-        *(f"policy/{where}/{group}" for where in ("probability", "at 0.1", "at 0.9") for group in groups),
+        *(f"policy/{where}/{group}" for where in ("probability", "at 0.1", "at 0.9", "final") for group in groups),
         *(f"policy/{name}" for name in ("entropy_bits", "value", "expected_quality", "expected_privacy")),
         *(f"search/{name}" for name in ("best_utility", "hypervolume", "regret")),
         *(f"evaluations/{name}" for name in ("distinct", "cached", "failed")),
@@ -217,8 +217,8 @@ def test_the_curves_are_those_that_are_promised(run: Path, result: dict[str, Any
     assert promised <= set(curves)
     assert all(np.isfinite(value) for tag in promised for _, value in curves[tag])
     asked, axes = of_search(run), axes_of_target()
-    # After the zero-shot choice, after each of the others, and with the policy that comes out.
-    answered = [*range(1, BUDGET + 1), BUDGET]
+    # After the zero-shot choice, and after each of the others.
+    answered = range(1, BUDGET + 1)
     rounds = [len({"0" * 6, "1" * 6, *asked[:count]}) for count in answered]
     for tag in ("search/best_utility", "search/hypervolume", "search/regret", f"policy/probability/{groups[0]}"):
         assert [step for step, _ in curves[tag]] == rounds, tag
@@ -230,16 +230,15 @@ def test_the_curves_are_those_that_are_promised(run: Path, result: dict[str, Any
         assert curves["search/hypervolume"][i][1] == pytest.approx(hypervolume(axes[key] for key in seen))
         assert curves["evaluations/distinct"][i][1] == step
     policy, features = load_policy(run), load_experience(run)
-    for where, preference in (("probability", 0.5), ("at 0.1", 0.1), ("at 0.9", 0.9)):
-        shown = [curves[f"policy/{where}/{group}"][-1][1] for group in groups]
-        p = policy.probabilities(features.group_features, features.task_features, preference)
-        assert shown == pytest.approx(p.tolist(), abs=1e-6)
+    shown = [value for group in groups for _, value in curves[f"policy/final/{group}"]]
+    p = policy.probabilities(features.group_features, features.task_features, 0.5)
+    assert shown == pytest.approx(p.tolist(), abs=1e-6)
     first = np.asarray([curves[f"policy/probability/{group}"][0][1] for group in groups])
     entropy = -(first * np.log2(first) + (1 - first) * np.log2(1 - first)).sum()
     assert curves["policy/entropy_bits"][0][1] == pytest.approx(entropy, abs=1e-3)
     images = events.Images("policy/over time")
     cell = heat_map(np.zeros((1, 1), dtype=np.float32)).shape[0]
-    assert [(image.height, image.width) for image in images] == [(6 * cell, n * cell) for n in range(1, BUDGET + 2)]
+    assert [(image.height, image.width) for image in images] == [(6 * cell, n * cell) for n in answered]
 
 
 def test_a_heat_map_has_a_row_a_group_and_a_column_a_round() -> None:
