@@ -30,7 +30,7 @@ from envs.evaluators.tabular import TabularEvaluator
 from envs.features import GROUP_FEATURES, TASK_FEATURES, feature_matrix, task_vector, with_mitigations
 from envs.groups import LayerGroup, find_groups
 from envs.methods import Method, find_method
-from envs.mitigations import Mitigation, find_mitigations, toggle_name
+from envs.mitigations import Mitigation, find_mitigations, prepared_images, toggle_name
 from envs.task import SelectionTask
 from rewards.errors import InputError
 from rewards.objective import Objective
@@ -205,9 +205,7 @@ def check_mitigations(
             f"horizon={settings.horizon} with mitigation={','.join(each.name for each in mitigations)}",
             "mitigations act on a fine-tune of one phase: set horizon=1",
         )
-    for each in mitigations:
-        each.check(backbone, images, settings.method.name)
-        images = each.prepared(images, settings.seed)
+    prepared_images(mitigations, backbone, images, settings.method.name, settings.seed)
 
 
 def described(dataset: SplitDataset) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from agents.study.laboratory import Cell, Laboratory
 from envs.features import GROUP_FEATURES, TASK_FEATURES
 from envs.groups import find_groups
 from envs.methods import find_method
-from envs.mitigations import find_mitigations
+from envs.mitigations import find_mitigations, prepared_images
 from rewards.errors import InputError
 from rewards.objective import Objective
 
@@ -116,10 +116,8 @@ def refusals(settings: MitigationsSettings, laboratory: Laboratory) -> Mapping[t
         for mitigations in settings.mitigations:
             names = mitigations.split(",")
             try:
-                images = laboratory.dataset.train
-                for each in find_mitigations({name: settings.mitigation_options.get(name, {}) for name in names}):
-                    each.check(laboratory.backbone, images, method)
-                    images = each.prepared(images, settings.seeds[0])
+                chosen = find_mitigations({name: settings.mitigation_options.get(name, {}) for name in names})
+                prepared_images(chosen, laboratory.backbone, laboratory.dataset.train, method, settings.seeds[0])
             except InputError as error:
                 found[method, mitigations] = error.what
     return found

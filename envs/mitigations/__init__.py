@@ -55,6 +55,7 @@ __all__ = [
     "Treatment",
     "find_mitigations",
     "prepare_regimen",
+    "prepared_images",
     "toggle_name",
 ]
 
@@ -106,6 +107,29 @@ def find_mitigations(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Mitigatio
     return tuple(sorted(found, key=lambda each: (each.stage, order.index(each.name))))
 
 
+def prepared_images(
+    mitigations: Sequence[Mitigation], backbone: Backbone, images: ImageSet, method: str, seed: int
+) -> tuple[ImageSet, dict[str, float]]:
+    """What is trained on, and what mitigations of the data report of it; each checks what the ones before leave it.
+
+    Args:
+        mitigations: In the order in which they act.
+        backbone: What is fine-tuned.
+        images: That are private.
+        method: Of adaptation.
+        seed: Of the task.
+
+    Raises:
+        InputError: If one cannot act here.
+    """
+    figures = dict[str, float]()
+    for each in mitigations:
+        each.check(backbone, images, method)
+        before, images = images, each.prepared(images, seed)
+        figures |= each.compared(before, images)
+    return images, figures
+
+
 def prepare_regimen(
     mitigations: Sequence[Mitigation],
     backbone: Backbone,
@@ -131,11 +155,7 @@ def prepare_regimen(
     Raises:
         InputError: If one cannot act here.
     """
-    figures = dict[str, float]()
-    for each in mitigations:
-        each.check(backbone, images, method)
-        before, images = images, each.prepared(images, seed)
-        figures |= each.compared(before, images)
+    images, figures = prepared_images(mitigations, backbone, images, method, seed)
     data = encode(backbone, images)
     if not mitigations:
         return Regimen(data, Treatment())
