@@ -83,6 +83,8 @@ def finetune(
     started = time.monotonic()
     assert place.heldout is not None
     folder.write_data_check(place.dataset)
+    for name, record in place.treatment.records.items():
+        folder.write_json(name, record)
     rule = StopRule(settings.stop, place.heldout.nulls)
     with (
         closing(Curves(folder.path, None if state is None else state.numbers["history"])) as curves,

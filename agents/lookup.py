@@ -86,7 +86,7 @@ def _differences(table: EvaluationTable, settings: TrainSettings) -> Iterator[st
 
 def _asked(settings: TrainSettings) -> Mapping[str, Any]:
     method = find_method(settings.method.name, settings.method.options)
-    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
+    mitigations = find_mitigations(settings.mitigation)
     chosen = {each.name: each.settings for each in mitigations}
     return {
         **{f"env.{name}": value for name, value in dataclasses.asdict(settings.env).items()},

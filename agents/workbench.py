@@ -83,7 +83,7 @@ def prepare(settings: TrainSettings) -> Workbench:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
     method = find_method(settings.method.name, settings.method.options)
-    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
+    mitigations = find_mitigations(settings.mitigation)
     for metrics in (settings.reward.metrics, settings.reward.final_metrics):
         Suite(metrics)
     if settings.evaluator.name == "synthetic":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from envs.backbones.base import Backbone
 from envs.batches import TrainingSet
@@ -35,6 +36,7 @@ class LongTreatment:
         edits: Of the trained model, folded, before it is measured and saved.
         steerings: Of the sampler wherever the model is looked at; what is saved does not carry them.
         figures: What became of it before the fine-tune, by name.
+        records: See `Treatment`.
     """
 
     mitigations: tuple[Mitigation, ...]
@@ -43,6 +45,7 @@ class LongTreatment:
     edits: tuple[Edit, ...] = ()
     steerings: tuple[Steering, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def prepare_treatment(
@@ -94,6 +97,7 @@ def prepare_treatment(
         treatment.edits,
         treatment.steerings,
         treatment.figures,
+        treatment.records,
     )
 
 

@@ -85,7 +85,7 @@ def prepare(settings: FinetuneSettings, accelerator: Accelerator) -> Workplace:
         InputError: If a name is unknown, data is missing or wrong, or settings do not fit together.
     """
     method, budget = find_method(settings.method.name, settings.method.options), settings.budget
-    mitigations = find_mitigations({name: own or {} for name, own in settings.mitigation.items()})
+    mitigations = find_mitigations(settings.mitigation)
     Suite([*settings.validation_metrics, *settings.reward.final_metrics])
     dataset = prepare_images(settings.env, settings.data)
     backbone, base = prepare_backbone(settings.backbone, settings.env, accelerator.device)

@@ -78,11 +78,11 @@ def toggle_name(mitigation: str) -> str:
     return f"without {mitigation}"
 
 
-def find_mitigations(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Mitigation, ...]:
+def find_mitigations(chosen: Mapping[str, Mapping[str, Any] | None]) -> tuple[Mitigation, ...]:
     """The mitigations of these names with these settings, in the order in which they act.
 
     Args:
-        chosen: By name in `MITIGATIONS`; settings that are missing have their defaults.
+        chosen: By name in `MITIGATIONS`; settings that are missing have their defaults, None has all of them.
 
     Raises:
         InputError: If there is no such mitigation or setting, a setting's value is wrong, or two cannot go together.
@@ -91,7 +91,7 @@ def find_mitigations(chosen: Mapping[str, Mapping[str, Any]]) -> tuple[Mitigatio
     for name, settings in chosen.items():
         if name not in MITIGATIONS:
             raise InputError(f"mitigation={name} is none", f"choose among none, {', '.join(sorted(MITIGATIONS))}")
-        kind, given = MITIGATIONS[name], dict(settings)
+        kind, given = MITIGATIONS[name], dict(settings or {})
         known = [field.name for field in fields(kind)]
         if unknown := sorted(set(given) - set(known)):
             remedy = f"its settings are {', '.join(known)}" if known else "it has none"

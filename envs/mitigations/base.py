@@ -75,6 +75,7 @@ class Treatment:
         edits: Of the trained model, in this order.
         steerings: Of the sampler, in this order.
         figures: What became of it before any fine-tune, by name.
+        records: What it found out that other runs can be told, JSON values by the name of a file.
     """
 
     hooks: tuple[MakeHooks, ...] = ()
@@ -83,6 +84,7 @@ class Treatment:
     edits: tuple[Edit, ...] = ()
     steerings: tuple[Steering, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def manner(self) -> Manner:
@@ -158,6 +160,7 @@ def combined(treatments: Sequence[Treatment]) -> Treatment:
             edits=whole.edits + each.edits,
             steerings=whole.steerings + each.steerings,
             figures={**whole.figures, **each.figures},
+            records={**whole.records, **each.records},
         )
     return whole
 

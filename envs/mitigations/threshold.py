@@ -21,6 +21,8 @@ from envs.mitigations.caption_pull import caption_pulls, check_captions, heldout
 from envs.seeding import torch_generator
 from rewards.errors import InputError
 
+FILE = "caption_thresholds.json"
+"""Where a run keeps what it calibrated."""
 SCHEMA = 1
 """Of threshold files: raise it when the meaning of a field changes."""
 
@@ -52,7 +54,8 @@ class NoiseThreshold(Mitigation):
         regions: Of the noise schedule, 1 or more.
         draws: In each region; with fewer than 1 / (1 - quantile) the threshold is the largest of them.
         value: One threshold for all timesteps, per dimension, instead of calibrated ones; None for those.
-        file: Of `write_thresholds`, instead of calibrating again; None for none.
+        file: The ``caption_thresholds.json`` of a fine-tune of the same task, instead of calibrating again; None to
+            calibrate.
         file_sha256: Of the file's content, part of a task's identity; None to take it as it is.
     """
 
@@ -97,14 +100,16 @@ class NoiseThreshold(Mitigation):
 
     def treatment(self, situation: Situation) -> Treatment:
         """See `Mitigation.treatment`."""
+        records = {}
         if self.value is not None:
             limits = [float(self.value)]
         elif self.file is not None:
             limits = read_thresholds(self.file, situation)
         else:
             limits = calibrated(self, situation)
+            records[FILE] = record_of(limits, self, situation)
         backbone, empty = situation.backbone, situation.data.empty_state
-        return Treatment(hooks=(lambda number: Gate(backbone, empty, limits),))
+        return Treatment(hooks=(lambda number: Gate(backbone, empty, limits),), records=records)
 
 
 class Gate(Hooks):
@@ -182,32 +187,20 @@ def calibrated(settings: NoiseThreshold, situation: Situation) -> list[float]:
     return limits
 
 
-def write_thresholds(path: str | Path, settings: NoiseThreshold, situation: Situation) -> list[float]:
-    """Calibrates and keeps the limits, for runs of the same task that shall not calibrate again.
-
-    Args:
-        path: A JSON file to write.
-        settings: Quantile, regions and draws.
-        situation: See `calibrated`.
-
-    Returns:
-        The limits.
-    """
-    limits = calibrated(settings, situation)
-    content = {
+def record_of(limits: Sequence[float], settings: NoiseThreshold, situation: Situation) -> dict[str, Any]:
+    """Calibrated limits as the JSON values of a threshold file, for runs that shall not calibrate again."""
+    return {
         "schema": SCHEMA,
         "task": calibrated_on(situation),
         "quantile": settings.quantile,
         "draws": settings.draws,
         "seed": situation.seed,
-        "limits": limits,
+        "limits": list(limits),
     }
-    Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return limits
 
 
 def read_thresholds(path: str | Path, situation: Situation) -> list[float]:
-    """What `write_thresholds` kept.
+    """The limits of a threshold file.
 
     Raises:
         InputError: If there is no such file, it is damaged, of an unknown schema, or of another task.

@@ -128,6 +128,17 @@ def test_a_run_with_agc_that_was_killed_ends_as_the_one_that_was_not(tmp_path: P
     assert result_of(again) == result_of(run)
 
 
+def test_calibrated_thresholds_are_kept_and_can_be_told(tmp_path: Path, small: tuple[str, ...]) -> None:
+    call = (*small, "mask=[up_blocks.0]", "mitigation=threshold", "mitigation.threshold.draws=8")
+    first, second = tmp_path / "first", tmp_path / "second"
+    run = finetuned(*call, folder=first)
+    kept = run / "caption_thresholds.json"
+    assert len(read_json(kept)["limits"]) == 8
+    told = finetuned(*call, f"mitigation.threshold.file={kept}", folder=second)
+    assert not (told / kept.name).exists(), "nothing was calibrated"
+    assert same(denoiser_of(told), denoiser_of(run))
+
+
 def test_edits_are_saved_and_what_steers_the_sampler_is_said_not_to_be(tmp_path: Path, small: tuple[str, ...]) -> None:
     call = (*small, "method=lora", "mask=[down_blocks.1,up_blocks.0]", "final.images=9")
     run = finetuned(*call, "+mitigation.zeroed={}", "+mitigation.noticed={}", folder=tmp_path, double=registered)

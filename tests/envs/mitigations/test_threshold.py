@@ -10,7 +10,7 @@ import torch
 from envs.hooks import Batch
 from envs.mitigations import find_mitigations
 from envs.mitigations.base import Situation
-from envs.mitigations.threshold import Gate, NoiseThreshold, calibrated, read_thresholds, region_of, write_thresholds
+from envs.mitigations.threshold import FILE, Gate, NoiseThreshold, calibrated, read_thresholds, region_of
 from rewards.errors import InputError
 from tests.envs.mitigations.conftest import Ward, same
 from tests.envs.mitigations.test_caption_noise import situation
@@ -71,9 +71,18 @@ def test_a_threshold_that_everything_exceeds_leaves_the_model_as_it_was(ward: Wa
     assert same(ward.weights(), base)
 
 
+def kept(path: Path, case: Situation) -> list[float]:
+    """Writes what a run calibrates."""
+    record = FEW.treatment(case).records[FILE]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    limits: list[float] = record["limits"]
+    return limits
+
+
 def test_thresholds_are_kept_in_a_file_and_come_back(ward: Ward, tmp_path: Path) -> None:
-    case, path = situation(ward), tmp_path / "limits.json"
-    limits = write_thresholds(path, FEW, case)
+    case, path = situation(ward), tmp_path / FILE
+    limits = kept(path, case)
+    assert limits == calibrated(FEW, case)
     assert read_thresholds(path, case) == limits
     judged = dataclasses.replace(ward.budget, images=99, sampling_steps=2)
     assert read_thresholds(path, dataclasses.replace(case, budget=judged)) == limits, "how it is judged is no matter"
@@ -89,8 +98,8 @@ def test_thresholds_are_kept_in_a_file_and_come_back(ward: Ward, tmp_path: Path)
 
 
 def test_files_of_another_task_damaged_ones_and_unknown_schemas_are_refused(ward: Ward, tmp_path: Path) -> None:
-    case, path = situation(ward), tmp_path / "limits.json"
-    write_thresholds(path, FEW, case)
+    case, path = situation(ward), tmp_path / FILE
+    kept(path, case)
     text = path.read_text()
     others = {
         "inner": dataclasses.replace(case, budget=dataclasses.replace(ward.budget, steps=9)),
