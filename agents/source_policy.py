@@ -14,7 +14,7 @@ from agents.practice.landscape import Landscape
 from agents.practice.learner import practise
 from agents.practice.settings import PracticeSettings
 from agents.search.base import Experience
-from agents.surrogate.belief import NOTHING_KNOWN, Belief, Prior, learn_prior
+from agents.surrogate.belief import NOTHING_KNOWN, Prior, belief_of, learn_prior
 from agents.surrogate.set_ensemble import SetEnsembleSettings
 
 
@@ -77,6 +77,4 @@ class SourcePolicy:
 
 def modelled(source: Experience) -> Landscape:
     """What a Gaussian process makes of a source's measurements: their luck is smoothed away, their gaps are filled."""
-    belief = Belief(NOTHING_KNOWN, source.group_features, source.task_features, adapt=True, noise=source.noise)
-    belief.observe(source.outcomes)
-    return Landscape(source.group_features, source.task_features, belief.axes, source.objective.objective)
+    return Landscape(source.group_features, source.task_features, belief_of(source).axes, source.objective.objective)

@@ -111,12 +111,14 @@ def _headline(scores: Scores, counts: Sequence[int]) -> Iterator[str]:
     yield f"![Found against evaluations]({page}/evaluations.png)\n"
     yield f"![Intervals]({page}/intervals.png)\n"
     if scores.weights:
-        anchor = float(iqm(scores.anchors().reshape(-1)))
+        anchor, foreseeable = (float(iqm(found.reshape(-1))) for found in (scores.anchors(), scores.foreseeable()))
         yield "### Utility\n"
         yield table(*_by_evaluations(scores, scores.utility, counts))
         yield prose(
             f"""Share of the best utility. The better anchor, which everybody knows before any evaluation, has
-            {anchor:.3f}."""
+            {anchor:.3f}. The best of a table owes something to the luck of its one measurement, which nobody can know
+            who did not make it: the mask that looks best to a model of all *other* masks of the same table
+            (leave-one-out, Gaussian process) has {foreseeable:.3f}. A first choice cannot be expected to have more."""
         )
     if scores.has_fronts:
         yield "### Hypervolume\n"
@@ -220,7 +222,10 @@ def _tables(scores: Scores, counts: Sequence[int]) -> Iterator[str]:
                     known = n <= scores.budget(searcher)
                     cells.append(f"{float(iqm(values(searcher, n)[t].reshape(-1))):.3f}" if known else "")
             rows.append((searcher, *cells))
-        anchor = f"The better anchor: {scores.anchors()[t].mean():.3f} of the best utility." if scores.weights else ""
+        anchor = ""
+        if scores.weights:
+            anchor = f"""The better anchor: {scores.anchors()[t].mean():.3f} of the best utility; foreseeable:
+                {scores.foreseeable()[t].mean():.3f}."""
         title = f"{name} ({source})"
         text = "\n".join([table(header, rows), prose(anchor)])
         yield f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"

@@ -82,7 +82,8 @@ def _short(scores: Scores, name: str, evaluations: int) -> bool:
 
 def _zero_shot(scores: Scores) -> tuple[str, bool]:
     first = _utility(scores, POLICY, 1)
-    return f"{_text(first)} of the best utility", first.value >= 0.95
+    foreseeable = float(iqm(scores.foreseeable().reshape(-1)))
+    return f"{_text(first)} of the best utility, of which {foreseeable:.3f} is foreseeable", first.value >= 0.95
 
 
 def _above_copy_mask(scores: Scores) -> tuple[str, bool]:

@@ -22,14 +22,15 @@ from agents.result import git_state, hardware, versions
 from agents.search.base import Experience, Searcher
 from agents.search.experience import anchored_at, experience_of, measured_axes
 from agents.source_policy import SourcePolicy
+from agents.surrogate.belief import belief_of
 from envs.evaluators.pool import cores
 from envs.evaluators.table import EvaluationTable
 from envs.seeding import derive_seed
-from envs.task import content_hash
+from envs.task import Mask, content_hash
 from rewards.errors import InputError
-from rewards.objective import Objective
+from rewards.objective import Axes, Objective
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every run's identity: raise it when a change moves what some searcher asks for, so that none is reused."""
 
 Show = Callable[[str, int], None]
@@ -246,6 +247,7 @@ def _run(find: FindSearcher, piece: _Piece, objective: Objective) -> tuple[str, 
                     piece.budget,
                     seed=piece.seed,
                     searcher_seed=seed,
+                    foretold=_foretold(path, objective),
                 )
                 for preference in preferences
             ]
@@ -259,6 +261,12 @@ def _run(find: FindSearcher, piece: _Piece, objective: Objective) -> tuple[str, 
 def _searcher(find: FindSearcher, name: str, sources: tuple[Path, ...], objective: Objective) -> Searcher:
     """Built once a process: what it keeps of the sources is learned once."""
     return find(name, [experience_of(read_table(path), objective) for path in sources])
+
+
+@cache
+def _foretold(path: Path, objective: Objective) -> Mapping[Mask, Axes]:
+    """Once a process and table."""
+    return belief_of(experience_of(read_table(path), objective)).foretold()
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -121,9 +121,17 @@ class Scores:
 
     def anchors(self) -> Vector:
         """The share of the best utility that the better anchor has: ``(tables, preferences)``."""
+        return self._of_tables(lambda trace: trace.anchor)
+
+    def foreseeable(self) -> Vector:
+        """The share that the mask has which looks best to a model of all others: ``(tables, preferences)``."""
+        return self._of_tables(lambda trace: trace.foreseeable or 0.0)
+
+    def _of_tables(self, value: Callable[[Trace], float]) -> Vector:
+        """What does not depend on who searched, as a share of the table's best: ``(tables, preferences)``."""
         name = self.searchers[0]
         traces = [[self._trace(name, t, 0, weight) for weight in self.weights] for t in range(len(self.tables))]
-        return np.asarray([[trace.anchor / (trace.limit or 1.0) for trace in row] for row in traces])
+        return np.asarray([[value(trace) / (trace.limit or 1.0) for trace in row] for row in traces])
 
     @cached_property
     def draws(self) -> Draws:

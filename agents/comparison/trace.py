@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from envs.evaluators.base import Evaluation
 from envs.evaluators.budget import BudgetedEvaluator, BudgetSpent
 from envs.evaluators.table import EvaluationTable
 from envs.evaluators.tabular import TabularEvaluator
-from envs.task import Schedule
+from envs.task import Mask, Schedule
 from rewards.objective import Axes, Objective, hypervolume
 
 _DIGITS = 6
@@ -36,6 +36,8 @@ class Trace:
         searching: Seconds of the searcher itself so far, learning from other tasks included if this run paid for it.
         limit: The best utility of the table, or its whole hypervolume.
         anchor: The utility of the better anchor, or their hypervolume: what everybody knows without an evaluation.
+        foreseeable: The utility of the mask that looks best to somebody who is told all others, see `follow`; None
+            without a preference.
     """
 
     seed: int
@@ -48,6 +50,7 @@ class Trace:
     searching: tuple[float, ...]
     limit: float
     anchor: float
+    foreseeable: float | None
 
     @property
     def key(self) -> tuple[int, float | None]:
@@ -74,6 +77,7 @@ def follow(
     *,
     seed: int,
     searcher_seed: int,
+    foretold: Mapping[Mask, Axes],
 ) -> Trace:
     """Lets a searcher search in a table, and writes down what it asks for.
 
@@ -85,6 +89,8 @@ def follow(
         budget: Distinct evaluations.
         seed: Names the run.
         searcher_seed: What the searcher gets.
+        foretold: Of each mask, what a model of the table's other masks expects: what can be known of a mask without
+            its own measurement, and thus without that measurement's luck.
     """
     problem = problem_of(table, objective, preference, budget)
     watched = _Watched(TabularEvaluator(table))
@@ -93,7 +99,7 @@ def follow(
     with suppress(BudgetSpent):
         searcher.search(problem, searcher_seed)
     axes = [problem.outcome(evaluation).axes for evaluation in watched.found.values()]
-    everything = list(measured_axes(table, problem.objective).values())
+    everything = measured_axes(table, problem.objective)
     worth = _Worth(problem)
     seconds = 0.0
     fine_tuning = []
@@ -109,9 +115,15 @@ def follow(
         tuple(round(worth.of([at for at in axes[: i + 1] if at is not None]), _DIGITS) for i in range(len(axes))),
         tuple(fine_tuning),
         tuple(round(at, 4) for at in watched.times),
-        round(worth.of(everything), _DIGITS),
+        round(worth.of(list(everything.values())), _DIGITS),
         round(worth.of([Axes(0, 1), Axes(1, 0)]), _DIGITS),
+        None if preference is None else round(_foreseeable(problem, everything, foretold), _DIGITS),
     )
+
+
+def _foreseeable(problem: SearchProblem, measured: Mapping[Mask, Axes], foretold: Mapping[Mask, Axes]) -> float:
+    chosen = max(measured, key=lambda mask: problem.utility(foretold[mask]))
+    return problem.utility(measured[chosen])
 
 
 class _Watched:

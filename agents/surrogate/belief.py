@@ -138,6 +138,19 @@ class Belief:
         deviations = np.stack([process.mean(masks) for process in self.processes], axis=1)
         return np.clip(self._prior.mean(*self._seen, masks) + deviations, 0, 1)
 
+    def foretold(self) -> dict[Mask, Axes]:
+        """What would be expected of each known mask if that one were not known; the anchors are what they are."""
+        masks, axes = as_arrays(self.known)
+        mean = self._prior.mean(*self._seen, masks)
+        residuals = axes - mean
+        deviations = [process.leave_one_out(residuals[:, i]) for i, process in enumerate(self.processes)]
+        found = np.clip(mean + np.stack(deviations, axis=1), 0, 1)
+        anchors = {mask for mask in self.known if len(set(mask)) == 1}
+        return {
+            mask: self.known[mask] if mask in anchors else Axes(*expected)
+            for mask, expected in zip(self.known, found.tolist(), strict=True)
+        }
+
     def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
         """What masks ``(n, g)`` may turn out to be: ``(count, n, 2)``, in [0, 1].
 
@@ -155,6 +168,13 @@ class Belief:
             if mask in self.known:
                 found[:, i] = self.known[mask]
         return found
+
+
+def belief_of(source: Experience) -> Belief:
+    """What a Gaussian process makes of everything that was measured in a task, knowing how noisy that is."""
+    belief = Belief(NOTHING_KNOWN, source.group_features, source.task_features, adapt=True, noise=source.noise)
+    belief.observe(source.outcomes)
+    return belief
 
 
 def as_arrays(outcomes: Mapping[Mask, Axes]) -> tuple[Bits, Floats]:

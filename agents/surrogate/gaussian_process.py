@@ -76,6 +76,16 @@ class GaussianProcess:
         """Expected deviation from the prior mean, ``(m,)``."""
         return np.asarray(self.kernel.between(masks, self.masks) @ self.weights)
 
+    def leave_one_out(self, residuals: Floats) -> Floats:
+        """What would be expected of each observation from all the others, ``(n,)``.
+
+        In closed form: Sundararajan & Keerthi, Neural Computation 13 (2001), as equation 5.12 of Rasmussen & Williams.
+
+        Args:
+            residuals: The observations, ``(n,)``.
+        """
+        return np.asarray(residuals - self.weights / (self.whitening**2).sum(axis=0))
+
     def covariance(self, masks: Bits) -> Floats:
         """Of the deviations without the masks' own luck, ``(m, m)``."""
         cross = self.whitening @ self.kernel.between(self.masks, masks)

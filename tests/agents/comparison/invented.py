@@ -27,6 +27,7 @@ def trace(seed: int, preference: float | None, best: Sequence[float], seconds: f
         searching=(0.0,) * n,
         limit=1.0,
         anchor=0.3,
+        foreseeable=None if preference is None else 0.9,
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import ClassVar
 
@@ -20,6 +21,8 @@ from tests.agents.tables import invented_table
 
 OBJECTIVE = Objective()
 TABLE = noisy_table()
+MEASURED = measured_axes(TABLE, anchored_at(TABLE, OBJECTIVE))
+followed = functools.partial(follow, objective=OBJECTIVE, foretold=MEASURED)
 
 
 class Batches:
@@ -35,12 +38,11 @@ class Batches:
 
 @pytest.mark.parametrize("preference", [0.25, 0.5, None])
 def test_a_trace_says_what_was_best_so_far(preference: float | None) -> None:
-    trace = follow(Random(), TABLE, OBJECTIVE, preference, 20, seed=3, searcher_seed=7)
+    trace = followed(Random(), TABLE, preference=preference, budget=20, seed=3, searcher_seed=7)
     assert trace.key == (3, preference)
     assert len(set(trace.masks)) == len(trace.masks) == 20
     anchored = anchored_at(TABLE, OBJECTIVE)
-    measured = measured_axes(TABLE, anchored)
-    axes = [measured[Schedule.from_key(key).phases[0]] for key in trace.masks]
+    axes = [MEASURED[Schedule.from_key(key).phases[0]] for key in trace.masks]
     assert list(trace.quality) == pytest.approx([at.quality for at in axes], abs=1e-6)
 
     def worth(points: list[Axes]) -> float:
@@ -49,7 +51,7 @@ def test_a_trace_says_what_was_best_so_far(preference: float | None) -> None:
         return max(anchored.utility(point, preference) for point in points)
 
     assert list(trace.best) == pytest.approx([worth(axes[: i + 1]) for i in range(20)], abs=1e-6)
-    assert trace.limit == pytest.approx(worth(list(measured.values())), abs=1e-6)
+    assert trace.limit == pytest.approx(worth(list(MEASURED.values())), abs=1e-6)
     assert trace.anchor == pytest.approx(worth([Axes(0, 1), Axes(1, 0)]), abs=1e-6)
     of_seed = TABLE.evaluations[TABLE.task.seed]
     assert trace.fine_tuning[-1] == pytest.approx(
@@ -59,19 +61,32 @@ def test_a_trace_says_what_was_best_so_far(preference: float | None) -> None:
     assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
+def test_what_is_foreseeable_is_the_utility_of_what_was_foretold_to_be_best() -> None:
+    seen = followed(AllOn(), TABLE, preference=0.5, budget=1, seed=0, searcher_seed=0)
+    assert seen.foreseeable == seen.limit, "of somebody who is told the measurements themselves"
+    chosen = list(MEASURED)[21]
+    foretold = {mask: Axes(1, 1) if mask == chosen else Axes(0, 0) for mask in MEASURED}
+    misled = followed(AllOn(), TABLE, preference=0.5, budget=1, seed=0, searcher_seed=0, foretold=foretold)
+    assert misled.foreseeable == pytest.approx(anchored_at(TABLE, OBJECTIVE).utility(MEASURED[chosen], 0.5), abs=1e-6)
+    whole = followed(AllOn(), TABLE, preference=None, budget=1, seed=0, searcher_seed=0)
+    assert whole.foreseeable is None
+
+
 def test_repeats_count_once_and_the_budget_ends_the_search() -> None:
-    trace = follow(Batches(), TABLE, OBJECTIVE, 0.5, 10, seed=0, searcher_seed=0)
+    trace = followed(Batches(), TABLE, preference=0.5, budget=10, seed=0, searcher_seed=0)
     assert trace.masks == tuple(f"{i:06b}" for i in range(10))
 
 
 def test_a_searcher_may_stop_by_itself() -> None:
-    trace = follow(AllOn(), TABLE, OBJECTIVE, 0.5, 10, seed=0, searcher_seed=0)
+    trace = followed(AllOn(), TABLE, preference=0.5, budget=10, seed=0, searcher_seed=0)
     assert trace.masks == ("111111",)
     assert (trace.quality, trace.privacy) == ((1.0,), (0.0,))
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
-    first, again, other = (follow(Random(), TABLE, OBJECTIVE, 0.5, 9, seed=0, searcher_seed=s) for s in (1, 1, 2))
+    first, again, other = (
+        followed(Random(), TABLE, preference=0.5, budget=9, seed=0, searcher_seed=s) for s in (1, 1, 2)
+    )
     assert dataclasses.replace(again, searching=first.searching) == first
     assert other.masks != first.masks
 
@@ -89,7 +104,7 @@ def test_what_failed_is_worth_nothing() -> None:
         def search(self, problem: SearchProblem, seed: int) -> None:
             problem.ask([Schedule.from_key(f"{i:06b}").phases[0] for i in (1, 2, 3)])
 
-    trace = follow(Failing(), table, OBJECTIVE, 0.5, 9, seed=0, searcher_seed=0)
+    trace = followed(Failing(), table, preference=0.5, budget=9, seed=0, searcher_seed=0)
     assert trace.quality[:2] == (None, None)
     assert trace.best[:2] == (0, 0)
     assert trace.best[2] > 0

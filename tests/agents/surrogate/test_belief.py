@@ -71,6 +71,20 @@ def test_an_observation_draws_the_expectation_towards_it_and_its_neighbours_a_li
     assert 0.05 < before[near, 1] - after[near, 1] < before[i, 1] - after[i, 1]
 
 
+def test_what_is_foretold_of_a_mask_does_not_know_its_measurement() -> None:
+    outcomes = dict(list(task(0, luck=0.2).outcomes.items())[3:20])
+    told = belief()
+    told.observe(outcomes)
+    foretold = told.foretold()
+    assert foretold.keys() == told.known.keys()
+    assert foretold[(False,) * 5] == Axes(0, 1)
+    assert foretold[(True,) * 5] == Axes(1, 0)
+    for mask in outcomes:
+        without = belief()
+        without.observe({other: axes for other, axes in outcomes.items() if other != mask})
+        np.testing.assert_allclose(foretold[mask], without.axes(np.asarray([mask]))[0], atol=1e-9)
+
+
 def test_draws_spread_as_far_as_the_belief_is_unsure() -> None:
     """Moments of many draws against the posterior, where clipping plays no role."""
     kernel = Kernel(amplitude=0.05, rates=(2.0,), linear=0.05, nugget=0.03)

@@ -101,6 +101,15 @@ def test_covariances_are_positive_semidefinite_and_only_shrink(seed: int, seen: 
     assert (np.diagonal(covariance) <= np.diagonal(kernel.between(asked, asked)) + 1e-9).all()
 
 
+def test_what_the_others_tell_of_each_is_as_if_it_had_never_been_observed() -> None:
+    kernel, masks = Kernel(0.5, (2.0,), 0.3, 0.1), drawn(9, 5)
+    residuals = residuals_of(kernel, masks, 3)
+    process = GaussianProcess.condition(kernel, masks, residuals)
+    others = [np.arange(9) != i for i in range(9)]
+    refitted = [GaussianProcess.condition(kernel, masks[o], residuals[o]).mean(masks[~o])[0] for o in others]
+    np.testing.assert_allclose(process.leave_one_out(residuals), refitted, atol=1e-9)
+
+
 def test_without_luck_an_observation_is_the_truth() -> None:
     masks = drawn(10, 5)
     values = residuals_of(KERNEL, masks, seed=5)
