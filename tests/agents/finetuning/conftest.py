@@ -15,6 +15,9 @@ from tests.envs.mitigations.conftest import clinic
 
 __all__ = ["backbone", "cache_folder", "clinic", "loaded_backbone", "pipeline_folder"]
 
+FEW = 8
+"""Timesteps, so that a few steps meet each of them again."""
+
 
 @pytest.fixture
 def data(backbone: LatentBackbone) -> TrainingSet:
@@ -53,3 +56,10 @@ def ema() -> EMASettings:
 def accelerator() -> Accelerator:
     """One process on the CPU."""
     return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def few(backbone: LatentBackbone) -> LatentBackbone:
+    """With so few timesteps that a few steps meet each of them again."""
+    backbone.timesteps = FEW
+    return backbone
