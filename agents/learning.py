@@ -47,8 +47,8 @@ def dyna_ppo(agent: DynaPPOSettings, source: SourcePolicy | None) -> DynaPPO:
     """The searcher that these settings describe."""
     return DynaPPO(
         source=source,
-        rounds=dataclasses.replace(agent.practice, updates=agent.round_updates, blur=0.0),
-        final=dataclasses.replace(agent.practice, blur=0.0),
+        rounds=dataclasses.replace(agent.practice, updates=agent.round_updates),
+        final=agent.practice,
         draws=agent.draws,
         proposals=agent.proposals,
     )

@@ -173,7 +173,8 @@ class DynaPPOSettings:
 
     Attributes:
         name: ``dyna_ppo``.
-        practice: Of the policy that comes out, and of one that learns on other tasks.
+        practice: Of the policy that comes out, in the model of its task.
+        elsewhere: Of a policy that learns on other tasks first.
         round_updates: Of the policy after each round of real evaluations.
         draws: Of the belief for each decision on what to measure.
         proposals: Masks that the policy proposes in each round, where there are too many to list them all.
@@ -181,6 +182,7 @@ class DynaPPOSettings:
 
     name: Literal["dyna_ppo"]
     practice: PracticeSettings
+    elsewhere: PracticeSettings
     round_updates: Annotated[int, Field(ge=0)]
     draws: Count
     proposals: Count

@@ -109,7 +109,7 @@ def transfer(
     if bench.dataset is not None:
         folder.write_data_check(bench.dataset)
     experiences = tuple(experience for source in sources for experience in source.experiences)
-    source = SourcePolicy(experiences, practice=agent.practice, given=the_policy(sources))
+    source = SourcePolicy(experiences, practice=agent.elsewhere, given=the_policy(sources))
     _log.info("learning from %s", ", ".join(f"{each.env} ({len(each.outcomes)} masks)" for each in experiences))
     source.network(settings.seed, folder.path / "tensorboard" / "practice")
     names = {"transfer", *settings.rivals}

@@ -53,15 +53,12 @@ class Landscape:
         return some_masks(self.toggles)
 
     @cached_property
-    def standardised(self) -> StandardisedObjective:
-        """Its utility in standard deviations over the masks."""
+    def relative(self) -> RelativeObjective:
+        """Its utility as a share of its best, at every preference."""
         quality, privacy = self.axes(self.masks).T
         unit = unit_objective(self.objective)
-        utilities = np.asarray([utilities_at(unit, quality, privacy, w) for w in _GRID])
-        spread = np.maximum(utilities.std(axis=1), 1e-6)
-        return StandardisedObjective(
-            unit.objective, unit.quality, unit.privacy, (), tuple(utilities.mean(axis=1)), tuple(spread)
-        )
+        best = [max(float(utilities_at(unit, quality, privacy, w).max()), 1e-6) for w in _GRID]
+        return RelativeObjective(unit.objective, unit.quality, unit.privacy, (), tuple(best))
 
     def best(self, preference: float, frozen: Sequence[bool] = ()) -> Mask:
         """The mask of highest utility among those of `masks` in which what is ``frozen`` is off."""
@@ -94,24 +91,22 @@ class Landscape:
 
 
 @dataclass(frozen=True)
-class StandardisedObjective(AnchoredObjective):
-    """A utility of mean 0 and standard deviation 1 over the masks of a task, at every preference.
+class RelativeObjective(AnchoredObjective):
+    """A utility whose best is 1 in every task, at every preference.
 
-    Tasks differ in how much there is to gain, and so do preferences: a policy that learns on many of them at once would
-    otherwise learn on those with the largest differences. The best mask stays the best.
+    Tasks differ in what can be had in them, and so do preferences. Shares of the best are what searchers are compared
+    by, and a choice that costs a tenth of what there is to have costs the same in all tasks. In standard deviations
+    instead, a policy learns most from tasks in which hardly anything depends on the mask.
 
     Attributes:
-        means: Of the utility at 21 preferences from 0 to 1, linear in between.
-        spreads: Its standard deviations.
+        best: Utilities at 21 preferences from 0 to 1, linear in between.
     """
 
-    means: tuple[float, ...]
-    spreads: tuple[float, ...]
+    best: tuple[float, ...]
 
     def utility(self, axes: Axes, preference: float) -> float:
-        """See `AnchoredObjective.utility`; not confined to [0, 1]."""
-        mean, spread = (np.interp(preference, _GRID, each) for each in (self.means, self.spreads))
-        return float((super().utility(axes, preference) - mean) / spread)
+        """See `AnchoredObjective.utility`."""
+        return super().utility(axes, preference) / float(np.interp(preference, _GRID, self.best))
 
 
 class LandscapeEvaluator:

@@ -12,10 +12,10 @@ from agents.ranges import Count, Rate, Weight
 
 @dataclass(frozen=True)
 class PracticeSettings:
-    """How a policy practises.
+    """How a policy practises; the defaults are for one that will choose for data sets that it has never seen.
 
     Attributes:
-        environments: Side by side, spread evenly over the tasks.
+        environments: Side by side, spread evenly over the tasks. Each sees its task's features blurred in its own way.
         episodes: In each, between two updates.
         updates: How many.
         epochs: Passes over the episodes of an update.
@@ -26,13 +26,13 @@ class PracticeSettings:
         width: Of the hidden layers.
         cloning: Gradient steps of behaviour cloning before the first update.
         blur: Standard deviation of the noise on features, in units of the standard deviation that each has over tasks
-            and groups; drawn anew for each environment, which keeps its own. A policy that has seen few tasks would
-            otherwise read a task's identity off the last digits of its features.
+            and groups; drawn anew for each environment, which keeps its own. A policy that has seen few data sets would
+            otherwise know each by its features, learn by heart what is best there, and guess elsewhere.
     """
 
-    environments: Count = 64
-    episodes: Count = 4
-    updates: Annotated[int, Field(ge=0)] = 600
+    environments: Count = 512
+    episodes: Count = 1
+    updates: Annotated[int, Field(ge=0)] = 300
     epochs: Count = 4
     learning_rate: Rate = 2e-3
     clip_range: Rate = 0.2
@@ -40,4 +40,4 @@ class PracticeSettings:
     value: Weight = 0.5
     width: Count = 64
     cloning: Annotated[int, Field(ge=0)] = 300
-    blur: Weight = 0.1
+    blur: Weight = 2.0

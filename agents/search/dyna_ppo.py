@@ -30,6 +30,7 @@ Watch = Callable[[SelectionNetwork, Belief], None]
 
 _PREFERENCES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 _ENUMERATED = 10
+_ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, blur=0.0)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class DynaPPO:
     """
 
     source: SourcePolicy | None = None
-    rounds: PracticeSettings = field(default_factory=lambda: PracticeSettings(updates=20, cloning=100, blur=0.0))
-    final: PracticeSettings = field(default_factory=lambda: PracticeSettings(updates=150, blur=0.0))
+    rounds: PracticeSettings = field(default_factory=lambda: dataclasses.replace(_ON_ONE_TASK, updates=20, cloning=100))
+    final: PracticeSettings = field(default_factory=lambda: dataclasses.replace(_ON_ONE_TASK, updates=150))
     draws: int = 128
     proposals: int = 256
     logger: Logger | None = None

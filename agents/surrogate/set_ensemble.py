@@ -36,7 +36,7 @@ class SetEnsembleSettings:
     steps: int = 400
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
-    blur: float = 0.1
+    blur: float = 1.0
 
 
 @dataclass(frozen=True)

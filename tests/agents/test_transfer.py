@@ -34,7 +34,7 @@ QUICK = (
     f"budget.evaluations={BUDGET}",
     "agent.round_updates=1",
     "agent.draws=16",
-    *(f"agent.practice.{setting}" for setting in PRACTICE),
+    *(f"agent.{part}.{setting}" for part in ("practice", "elsewhere") for setting in PRACTICE),
 )
 
 
