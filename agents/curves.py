@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputForm
 from agents.heat_map import heat_map
 from agents.policy import SelectionNetwork, observed, selection_probabilities, tokens
 from agents.session import Session, frozen_mask
-from agents.surrogate.belief import Belief
+from agents.surrogate.mixture import TaskBelief
 from rewards.objective import hypervolume
 
 PREFERENCES = (0.1, 0.5, 0.9)
@@ -49,7 +49,7 @@ class SearchCurves:
     def __exit__(self, *exception: object) -> None:
         self.logger.close()
 
-    def show(self, network: SelectionNetwork, belief: Belief) -> None:
+    def show(self, network: SelectionNetwork, belief: TaskBelief) -> None:
         """After a round of measurements, on which the policy has practised."""
         self._policy(network)
         bench, preference = self.session.bench, self.session.settings.preference

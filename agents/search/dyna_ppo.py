@@ -19,13 +19,14 @@ from agents.search.base import SearchProblem
 from agents.source_policy import SourcePolicy
 from agents.surrogate.acquisition import expected_hypervolume_improvement, expected_improvement
 from agents.surrogate.belief import NOTHING_KNOWN, Belief
+from agents.surrogate.mixture import BeliefMixture, TaskBelief
 from envs.evaluators.budget import BudgetSpent
 from envs.seeding import derive_seed
 from envs.task import Mask
 from rewards.objective import Axes
 
 Bits = NDArray[np.bool_]
-Watch = Callable[[SelectionNetwork, Belief], None]
+Watch = Callable[[SelectionNetwork, TaskBelief], None]
 """Told after every round of measurements, with the policy that has practised on them."""
 
 _PREFERENCES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
@@ -41,8 +42,9 @@ class DynaPPO:
     is measured next is, among what the policy proposes, the mask of which the most improvement is expected over the
     draws of the belief: a mask is worth measuring if it is expected to be good, or if little is known of it.
 
-    With sources the policy and the belief come from other tasks, and the first mask it asks for is the policy's own
-    choice, made before anything was measured here.
+    With sources the policy comes from other tasks, and the first mask it asks for is the policy's own choice, made
+    before anything was measured here. The belief is then of two minds, see `BeliefMixture`: this task is like those
+    others, or nothing is known of it.
 
     Attributes:
         source: What was learned elsewhere; None to start from scratch.
@@ -84,13 +86,17 @@ class DynaPPO:
         # preference, whatever the search was for.
         return self._practised(belief, problem, self.final, seed, self._start(problem, seed), None)
 
-    def belief(self, problem: SearchProblem, seed: int) -> Belief:
+    def belief(self, problem: SearchProblem, seed: int) -> TaskBelief:
         """What is believed before anything is measured."""
-        prior = NOTHING_KNOWN if self.source is None else self.source.prior(seed)
-        learned = self.source is not None and bool(self.source.sources)
-        return Belief(prior, problem.group_features, problem.task_features, adapt=not learned)
+        seen = problem.group_features, problem.task_features
+        ignorant = Belief(NOTHING_KNOWN, *seen, adapt=True)
+        if self.source is None or not self.source.sources:
+            return ignorant
+        return BeliefMixture([Belief(self.source.prior(seed), *seen, adapt=False), ignorant])
 
-    def _measure(self, problem: SearchProblem, seed: int, watch: Watch | None, belief: Belief | None = None) -> None:
+    def _measure(
+        self, problem: SearchProblem, seed: int, watch: Watch | None, belief: TaskBelief | None = None
+    ) -> None:
         belief = belief or self.belief(problem, seed)
         network = self._start(problem, seed)
         rng = np.random.default_rng(derive_seed(seed, self.name))
@@ -131,7 +137,7 @@ class DynaPPO:
 
     def _practised(
         self,
-        belief: Belief,
+        belief: TaskBelief,
         problem: SearchProblem,
         settings: PracticeSettings,
         seed: int,
@@ -153,7 +159,7 @@ class DynaPPO:
         self,
         problem: SearchProblem,
         network: SelectionNetwork | None,
-        belief: Belief,
+        belief: TaskBelief,
         asked: set[Mask],
         rng: np.random.Generator,
     ) -> Bits:
@@ -176,7 +182,7 @@ class DynaPPO:
         return np.asarray(list(new), dtype=bool)
 
     def _most_promising(
-        self, problem: SearchProblem, belief: Belief, masks: Bits, found: Sequence[Axes], rng: np.random.Generator
+        self, problem: SearchProblem, belief: TaskBelief, masks: Bits, found: Sequence[Axes], rng: np.random.Generator
     ) -> list[Mask]:
         """As many as are measured side by side: each is the best beside those before it, draw by draw.
 

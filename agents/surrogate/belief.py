@@ -135,6 +135,12 @@ class Belief:
             self._processes = quality, privacy
         return self._processes
 
+    def log_evidence(self) -> float:
+        """Log density of everything that is known, the anchors among it, under the prior."""
+        masks, axes = as_arrays(self.known)
+        residuals = axes - self._prior.mean(*self._seen, masks)
+        return sum(process.log_evidence(residuals[:, i]) for i, process in enumerate(self.processes))
+
     def axes(self, masks: Bits) -> Floats:
         """What is expected of masks ``(n, g)``: quality and privacy in [0, 1], ``(n, 2)``."""
         deviations = np.stack([process.mean(masks) for process in self.processes], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,11 @@ class GaussianProcess:
     def mean(self, masks: Bits) -> Floats:
         """Expected deviation from the prior mean, ``(m,)``."""
         return np.asarray(self.kernel.between(masks, self.masks) @ self.weights)
+
+    def log_evidence(self, residuals: Floats) -> float:
+        """Log density of the observations, ``(n,)``, under the prior: equation 2.30 of Rasmussen & Williams."""
+        half_log_determinant = -float(np.log(np.diagonal(self.whitening)).sum())
+        return -float(residuals @ self.weights) / 2 - half_log_determinant - len(residuals) / 2 * math.log(2 * math.pi)
 
     def leave_one_out(self, residuals: Floats) -> Floats:
         """What would be expected of each observation from all the others, ``(n,)``.

@@ -1,0 +1,81 @@
+"""Several beliefs about one task, each as credible as it foretold what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.surrogate.belief import Belief, Bits, Floats
+from envs.task import Mask
+from rewards.objective import Axes
+
+
+class TaskBelief(Protocol):
+    """What a search needs of a belief; see `Belief`."""
+
+    @property
+    def known(self) -> Mapping[Mask, Axes]:
+        """Masks whose axes are known."""
+        ...
+
+    def observe(self, outcomes: Mapping[Mask, Axes]) -> None:
+        """Adds measurements."""
+        ...
+
+    def axes(self, masks: Bits) -> Floats:
+        """What is expected of masks ``(n, g)``, ``(n, 2)``."""
+        ...
+
+    def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
+        """What masks ``(n, g)`` may turn out to be, ``(count, n, 2)``."""
+        ...
+
+
+class BeliefMixture:
+    """Bayesian model averaging (Hoeting et al., Statistical Science 14, 1999) of beliefs about one task.
+
+    A task may be like those that were seen before, or like none of them. A belief that was learned elsewhere is sure of
+    itself and, where it is wrong, stays wrong for many measurements; one that knows nothing needs some, but follows
+    what it sees. Both are held at once, in proportion to how likely each made the measurements.
+
+    Args:
+        beliefs: At least one, about the same task, with the same masks known; equally credible at first.
+    """
+
+    def __init__(self, beliefs: Sequence[Belief]) -> None:
+        self._beliefs = tuple(beliefs)
+        # What all know by definition, the anchors, speaks for none.
+        self._before = np.asarray([belief.log_evidence() for belief in beliefs])
+
+    @property
+    def known(self) -> Mapping[Mask, Axes]:
+        """See `Belief`."""
+        return self._beliefs[0].known
+
+    @property
+    def credibilities(self) -> NDArray[np.float64]:
+        """Posterior probability of each belief, ``(b,)``."""
+        gained = np.asarray([belief.log_evidence() for belief in self._beliefs]) - self._before
+        likelihoods = np.exp(gained - gained.max())
+        return np.asarray(likelihoods / likelihoods.sum())
+
+    def observe(self, outcomes: Mapping[Mask, Axes]) -> None:
+        """See `Belief.observe`."""
+        for belief in self._beliefs:
+            belief.observe(outcomes)
+
+    def axes(self, masks: Bits) -> Floats:
+        """The mean over the beliefs; see `Belief.axes`."""
+        expected = np.stack([belief.axes(masks) for belief in self._beliefs])
+        return np.asarray(np.tensordot(self.credibilities, expected, axes=1))
+
+    def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
+        """See `Belief.draws`; of each belief as many as it is credible, to the nearest whole number."""
+        upto = np.rint(np.cumsum(self.credibilities) * count).astype(int)
+        counts = np.diff(upto, prepend=0).tolist()
+        return np.concatenate(
+            [belief.draws(masks, n, rng) for belief, n in zip(self._beliefs, counts, strict=True) if n]
+        )
