@@ -82,7 +82,8 @@ def _scalarization(settings: TablesSettings) -> str:
 
 
 def _overview(surfaces: Sequence[Surface]) -> str:
-    header = ("table", "data", "method", "train", "steps", "masks", "seeds", "noise: quality", "noise: privacy", "best")
+    settings = ("table", "data", "method", "train", "steps", "learning rate", "masks", "seeds")
+    header = (*settings, "noise: quality", "noise: privacy", "best")
     rows = []
     for surface in surfaces:
         task, noise = surface.table.task, surface.noise()
@@ -93,6 +94,7 @@ def _overview(surfaces: Sequence[Surface]) -> str:
                 task.method,
                 str(surface.table.card["data"]["train"]),
                 str(task.inner.steps),
+                f"{task.inner.learning_rate:g}",
                 str(len(surface.masks)),
                 str(len(surface.table.evaluations)),
                 *(f"{noise[name].value:.3f}" if name in noise else "" for name in AXES),
@@ -139,9 +141,9 @@ def _card(surface: Surface) -> str:
     unusable = f" (seeds {', '.join(map(str, surface.unusable))}: no axes)" if surface.unusable else ""
     return f"""{data["source"]}. Licence: {data["licence"]}. {data["train"]} private images, {data["heldout"]}
         held-out ones that the measurements compare with. Method {task.method}, {task.inner.steps} steps of batch
-        {task.inner.batch_size}, {task.inner.images} generated images. {len(surface.masks)} masks with seed
-        {task.seed}{f" ({failed} more failed)" if failed else ""}; {len(surface.repeated)} of them, and both anchors,
-        with {surface.repeats.shape[1]} seeds{unusable}.
+        {task.inner.batch_size} at a learning rate of {task.inner.learning_rate:g}, {task.inner.images} generated
+        images. {len(surface.masks)} masks with seed {task.seed}{f" ({failed} more failed)" if failed else ""};
+        {len(surface.repeated)} of them, and both anchors, with {surface.repeats.shape[1]} seeds{unusable}.
         {made}, in {sum(seconds) / 3600:.1f} hours of fine-tunes."""
 
 
