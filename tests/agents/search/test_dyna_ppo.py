@@ -20,6 +20,7 @@ from agents.search.policy import policy_of
 from agents.search.random_search import RandomSearch
 from agents.source_policy import SourcePolicy
 from agents.surrogate.belief import Belief
+from agents.surrogate.mixture import TaskBelief
 from agents.surrogate.set_ensemble import SetEnsembleSettings
 from envs.evaluators.base import Evaluation
 from envs.evaluators.budget import BudgetedEvaluator
@@ -188,7 +189,7 @@ def test_a_watched_search_practises_after_every_round() -> None:
     problem = problem_of(target, 5)
     features = target.group_features, target.task_features
 
-    def watch(network: object, belief: Belief) -> None:
+    def watch(network: object, belief: TaskBelief) -> None:
         seen.append(selection_probabilities(network, *features, 0.5))  # type: ignore[arg-type]
 
     listening = OneByOne(target.evaluator)
