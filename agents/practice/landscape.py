@@ -53,12 +53,12 @@ class Landscape:
         return some_masks(self.toggles)
 
     @cached_property
-    def relative(self) -> RelativeObjective:
-        """Its utility as a share of its best, at every preference."""
+    def regret(self) -> RegretObjective:
+        """What is missing to its best, as a share of that, at every preference."""
         quality, privacy = self.axes(self.masks).T
         unit = unit_objective(self.objective)
         best = [max(float(utilities_at(unit, quality, privacy, w).max()), 1e-6) for w in _GRID]
-        return RelativeObjective(unit.objective, unit.quality, unit.privacy, (), tuple(best))
+        return RegretObjective(unit.objective, unit.quality, unit.privacy, (), tuple(best))
 
     def best(self, preference: float, frozen: Sequence[bool] = ()) -> Mask:
         """The mask of highest utility among those of `masks` in which what is ``frozen`` is off."""
@@ -91,12 +91,13 @@ class Landscape:
 
 
 @dataclass(frozen=True)
-class RelativeObjective(AnchoredObjective):
-    """A utility whose best is 1 in every task, at every preference.
+class RegretObjective(AnchoredObjective):
+    """Minus the relative regret: 0 for the best of every task at every preference, -1 for a utility of nothing.
 
     Tasks differ in what can be had in them, and so do preferences. Shares of the best are what searchers are compared
     by, and a choice that costs a tenth of what there is to have costs the same in all tasks. In standard deviations
-    instead, a policy learns most from tasks in which hardly anything depends on the mask.
+    instead, a policy learns most from tasks in which hardly anything depends on the mask. Measured from the best, good
+    policies are paid about 0, which is what a value head says before it has learned anything.
 
     Attributes:
         best: Utilities at 21 preferences from 0 to 1, linear in between.
@@ -105,8 +106,8 @@ class RelativeObjective(AnchoredObjective):
     best: tuple[float, ...]
 
     def utility(self, axes: Axes, preference: float) -> float:
-        """See `AnchoredObjective.utility`."""
-        return super().utility(axes, preference) / float(np.interp(preference, _GRID, self.best))
+        """See `AnchoredObjective.utility`; 0 or less."""
+        return super().utility(axes, preference) / float(np.interp(preference, _GRID, self.best)) - 1
 
 
 class LandscapeEvaluator:

@@ -122,7 +122,7 @@ def _environment(
         envs.append(
             ParameterSelectionEnv(
                 evaluator=evaluators[i % len(landscapes)],
-                objective=landscape.relative,
+                objective=landscape.regret,
                 group_features=blurred(landscape.group_features, scale_groups),
                 group_feature_names=tuple(map(str, range(landscape.group_features.shape[1]))),
                 task_features=blurred(landscape.task_features, scale_task),

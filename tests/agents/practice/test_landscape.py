@@ -55,19 +55,20 @@ def test_many_utilities_at_once_are_those_of_the_objective(
 
 
 @pytest.mark.parametrize("scalarization", SCALARIZATIONS)
-def test_relative_utilities_are_shares_of_the_best(scalarization: Scalarization) -> None:
+def test_regret_is_what_is_missing_to_the_best_as_a_share_of_it(scalarization: Scalarization) -> None:
     landscape = dataclasses.replace(LANDSCAPE, objective=Objective(scalarization=scalarization))
     anchored = dataclasses.replace(INVENTED.objective, objective=landscape.objective)
     on_grid, between = (0.0, 0.05, 0.35, 0.5, 0.85, 1.0), np.random.default_rng(1).uniform(size=20).tolist()
     for preference in (*on_grid, *between):
-        relative = [landscape.relative.utility(axes, preference) for axes in INVENTED.axes.values()]
+        regret = [landscape.regret.utility(axes, preference) for axes in INVENTED.axes.values()]
         raw = np.asarray([anchored.utility(axes, preference) for axes in INVENTED.axes.values()])
-        assert relative == pytest.approx(raw / raw.max(), rel=1e-9 if preference in on_grid else 0.02)
+        assert regret == pytest.approx(raw / raw.max() - 1, abs=1e-9 if preference in on_grid else 0.02)
+        assert np.argsort(regret).tolist() == np.argsort(raw).tolist()
 
 
-def test_a_landscape_without_anything_to_have_has_finite_utilities() -> None:
+def test_a_landscape_without_anything_to_have_has_finite_regret() -> None:
     barren = dataclasses.replace(LANDSCAPE, axes=lambda masks: np.zeros((len(masks), 2)))
-    assert barren.relative.utility(Axes(0.0, 0.0), 0.5) == pytest.approx(0, abs=1e-6)
+    assert barren.regret.utility(Axes(0.0, 0.0), 0.5) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("preference", [0.2, 0.5, 0.8])

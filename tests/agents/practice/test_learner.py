@@ -138,7 +138,7 @@ def test_what_is_frozen_is_never_on_and_plays_no_role() -> None:
             return landscape.axes(masks)
 
         found = Landscape(landscape.group_features, landscape.task_features, axes, landscape.objective)
-        assert found.relative is not None  # looks at every mask
+        assert found.regret is not None  # looks at every mask
         assert found.best(0.5)
         asked.clear()
         return found

@@ -115,7 +115,7 @@ def test_beyond_enumeration_the_policy_proposes() -> None:
         assert not any(mask[4] for mask in asked)
         mine.append(target.value(asked, 0.5))
         others += [target.value(target.asked(RandomSearch(), s, budget=32, frozen=frozen), 0.5) for s in range(5)]
-    assert fmean(mine) > fmean(others) + 0.01
+    assert fmean(mine) > fmean(others) + 0.02
 
 
 class OneByOne:
