@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -47,10 +49,17 @@ class Finding:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Wall time of one call, until every GPU has done what was asked of it."""
+    _finish()
     started = time.perf_counter()
     action()
+    _finish()
     return time.perf_counter() - started
+
+
+def _finish() -> None:
+    for i in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(i)
 
 
 def paired(first: Callable[[], object], second: Callable[[], object], runs: int) -> tuple[float, float, float]:

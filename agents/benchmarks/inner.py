@@ -36,8 +36,8 @@ def bench_finetune(settings: TrainSettings, bench: Workbench, runs: int) -> Find
     budget = dataclasses.replace(settings.inner, steps=steps, warmup=0)
     rows = torch.arange(budget.batch_size) % len(data.latents)
     latents, states = data.latents[rows], data.states[rows]
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    t = torch.linspace(0, backbone.timesteps - 1, budget.batch_size).long()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
+    t = torch.linspace(0, backbone.timesteps - 1, budget.batch_size).long().to(latents.device)
     noisy, target = backbone.noised(latents, noise, t)
     parameters = list(attachment.selected((True,) * len(bench.search.groups)).values())
 
@@ -69,7 +69,7 @@ def bench_generate(settings: TrainSettings, bench: Workbench, runs: int) -> Find
     states = data.states[torch.arange(images) % len(data.states)]
     scheduler = copy.deepcopy(backbone.scheduler)
     scheduler.set_timesteps(steps)
-    x = torch.randn((images, *backbone.latent_shape), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((images, *backbone.latent_shape), generator=torch.Generator().manual_seed(0)).to(states.device)
 
     def sample() -> None:
         sample_latents(backbone, states, data.empty_state, steps=steps, guidance_scale=1.0, seed=0)

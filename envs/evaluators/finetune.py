@@ -228,4 +228,6 @@ class FineTuneEvaluator:
     def _clock(self, part: str) -> Iterator[None]:
         started, self._part = time.perf_counter(), part
         yield
+        if self.backbone.device.type == "cuda":  # what was asked of it may still be on its way
+            torch.cuda.synchronize(self.backbone.device)
         self.seconds[part] = time.perf_counter() - started
