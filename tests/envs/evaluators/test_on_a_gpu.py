@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from envs.backbones.latent import LatentBackbone, load_latent_backbone
 from envs.datasets import SplitDataset
-from envs.evaluators.finetune import FineTuneEvaluator
+from envs.evaluators.base import evaluate_many
+from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory
+from envs.evaluators.pool import PoolEvaluator
 from envs.methods import METHODS
 from envs.mitigations import MITIGATIONS
 from envs.task import Schedule, SelectionTask
@@ -79,3 +82,15 @@ def test_images_are_inverted_on_a_gpu(
     inner = dataclasses.replace(task.inner, inversions=2)
     metrics = (*task.metrics, "inversion", "inversion_success")
     check(dataclasses.replace(task, inner=inner, metrics=metrics), dataset, backbone, on_gpu)
+
+
+@pytest.mark.timeout(180)
+def test_worker_processes_share_a_gpu(task: SelectionTask, dataset: SplitDataset, pipeline_folder: Path) -> None:
+    factory = FineTuneFactory(task, dataset, pipeline_folder, ("cuda:0",))
+    inline, workers = (PoolEvaluator(factory, number, task.groups) for number in (0, 2))
+    with closing(inline), closing(workers):
+        schedules = [Schedule.from_key(key) for key in ("11110000", "00001111", "01101001")]
+        for expected, found in zip(evaluate_many(inline, schedules), evaluate_many(workers, schedules), strict=True):
+            assert (found.failure, found.steps) == ("", expected.steps)
+            for name in ("kid", "average_minimum_distance"):
+                assert found.metrics[name].value == pytest.approx(expected.metrics[name].value, rel=0.02), name
