@@ -44,7 +44,7 @@ class DynaPPO:
 
     With sources the policy comes from other tasks, and the first mask it asks for is the policy's own choice, made
     before anything was measured here. The belief is then of two minds, see `BeliefMixture`: this task is like those
-    others, or nothing is known of it.
+    others, or nothing is known of it, which is never left out of what decides on the next measurement.
 
     Attributes:
         source: What was learned elsewhere; None to start from scratch.

@@ -41,8 +41,11 @@ class BeliefMixture:
     itself and, where it is wrong, stays wrong for many measurements; one that knows nothing needs some, but follows
     what it sees. Both are held at once, in proportion to how likely each made the measurements.
 
+    What to measure is decided with more doubt than that, see `draws`.
+
     Args:
-        beliefs: At least one, about the same task, with the same masks known; equally credible at first.
+        beliefs: At least one, about the same task, with the same masks known; equally credible at first. The last one is
+            that which doubts the others.
     """
 
     def __init__(self, beliefs: Sequence[Belief]) -> None:
@@ -73,8 +76,17 @@ class BeliefMixture:
         return np.asarray(np.tensordot(self.credibilities, expected, axes=1))
 
     def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
-        """See `Belief.draws`; of each belief as many as it is credible, to the nearest whole number."""
-        upto = np.rint(np.cumsum(self.credibilities) * count).astype(int)
+        """See `Belief.draws`; of each belief as many as it is credible, to the nearest whole number.
+
+        Of the last never fewer than its share at first: where another belief sees nothing to gain, nothing is measured,
+        so measurements elsewhere, however well they were foretold, do not speak for it there.
+        """
+        shares = self.credibilities
+        least = 1 / len(shares)
+        if shares[-1] < least:
+            shares[:-1] *= (1 - least) / shares[:-1].sum()
+            shares[-1] = least
+        upto = np.rint(np.cumsum(shares) * count).astype(int)
         counts = np.diff(upto, prepend=0).tolist()
         return np.concatenate(
             [belief.draws(masks, n, rng) for belief, n in zip(self._beliefs, counts, strict=True) if n]

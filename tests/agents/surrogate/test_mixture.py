@@ -59,10 +59,11 @@ def test_beliefs_are_equally_credible_until_one_foretells_better() -> None:
 
 
 def test_what_it_expects_is_the_credible_mean_and_its_draws_come_from_both() -> None:
-    beliefs = [belief(knowing()), belief(knowing(-0.3))]
+    beliefs = [belief(knowing(-0.3)), belief(knowing())]
     mixture = BeliefMixture(beliefs)
     mixture.observe(some(1))
     weights = mixture.credibilities
+    assert weights[0] < 0.5
     expected = weights[0] * beliefs[0].axes(MASKS) + weights[1] * beliefs[1].axes(MASKS)
     np.testing.assert_allclose(mixture.axes(MASKS), expected)
     draws = mixture.draws(MASKS, 40, np.random.default_rng(0))
@@ -83,3 +84,22 @@ def test_a_belief_that_nothing_speaks_for_is_not_drawn_from() -> None:
     alone.observe(some(12))
     draws = mixture.draws(MASKS, 10, np.random.default_rng(1))
     np.testing.assert_array_equal(draws, alone.draws(MASKS, 10, np.random.default_rng(1)))
+
+
+def test_the_doubting_belief_is_drawn_from_however_well_another_foretells() -> None:
+    mixture = BeliefMixture([belief(knowing()), belief(knowing()), belief(NOTHING_KNOWN), belief(knowing(3.0))])
+    mixture.observe(some(12))
+    sure = mixture.credibilities
+    assert sure[3] < 1e-6
+    np.testing.assert_allclose(sure[0], sure[1])
+    draws = mixture.draws(MASKS, 80, np.random.default_rng(2))
+    rng, known = np.random.default_rng(2), [belief(knowing()), belief(knowing()), belief(NOTHING_KNOWN)]
+    for one in known:
+        one.observe(some(12))
+    counts = np.diff(np.rint(np.cumsum(0.75 * sure[:3] / sure[:3].sum()) * 80).astype(int), prepend=0)
+    assert counts.sum() == 60
+    expected = [one.draws(MASKS, n, rng) for one, n in zip(known, counts.tolist(), strict=True) if n]
+    np.testing.assert_array_equal(draws[:60], np.concatenate(expected))
+    doubting = belief(knowing(3.0))
+    doubting.observe(some(12))
+    np.testing.assert_array_equal(draws[60:], doubting.draws(MASKS, 20, rng))
