@@ -44,8 +44,8 @@ class BeliefMixture:
     What to measure is decided with more doubt than that, see `draws`.
 
     Args:
-        beliefs: At least one, about the same task, with the same masks known; equally credible at first. The last one is
-            that which doubts the others.
+        beliefs: At least one, about the same task, with the same masks known; equally credible at first. The last one
+            doubts the others.
     """
 
     def __init__(self, beliefs: Sequence[Belief]) -> None:
