@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from pydantic import Field
 from agents.callbacks import search_progress
 from agents.entry import entry_point
 from agents.result import git_state, hardware, versions
+from agents.search.experience import axes_noise, repeats_among
 from agents.settings import TrainSettings, read_settings
 from agents.workbench import Workbench, prepare
 from envs.evaluators.base import Evaluation
@@ -28,8 +30,13 @@ from envs.store import EvaluationStore
 from envs.task import Mask, Schedule, SelectionTask
 from rewards.calibration import noise_floor
 from rewards.errors import InputError
+from rewards.objective import Objective
+
+_log = logging.getLogger(__name__)
 
 _MOST_TOGGLES = 12
+_MUCH_NOISE = 0.25
+"""Of one measurement on an axis of length 1, a standard deviation: two masks have to differ by most of the axis."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def tabulate(settings: TabulateSettings, bench: Workbench) -> EvaluationTable:
     task = bench.search
     masks = all_masks(len(task.groups))
     repeated = repeated_masks(masks, settings.repeat.share, settings.seed)
-    # The repeated masks come first: whether a budget tells masks apart is known before the long part.
+    # The repeated masks come first: whether this budget tells masks apart is known, and said, before the long part.
     first = sorted(masks, key=lambda mask: mask not in set(repeated))
     wanted = {task.seed + 1 + i: repeated for i in range(settings.repeat.seeds)} | {task.seed: first}
     totals = {f"seed {seed}": len(of_seed) for seed, of_seed in wanted.items()}
@@ -97,9 +104,12 @@ def tabulate(settings: TabulateSettings, bench: Workbench) -> EvaluationTable:
             with closing(bench.make_evaluator(task_of_seed)) as inner:
                 evaluator = CachedEvaluator(inner, store, task_of_seed, "tabulate")
                 found[seed] = {}
-                for _, evaluation in evaluator.evaluate_iter([Schedule.constant(mask) for mask in of_seed]):
-                    found[seed][evaluation.schedule] = evaluation
-                    show(f"seed {seed}", evaluator.distinct)
+                for part in (repeated, of_seed[len(repeated) :]):
+                    for _, evaluation in evaluator.evaluate_iter([Schedule.constant(mask) for mask in part]):
+                        found[seed][evaluation.schedule] = evaluation
+                        show(f"seed {seed}", evaluator.distinct)
+                    if part is repeated and seed == task.seed:
+                        warn_of_noise(found, task.seed, bench.objective)
     return EvaluationTable(
         task,
         found,
@@ -117,6 +127,28 @@ def tabulate(settings: TabulateSettings, bench: Workbench) -> EvaluationTable:
             "versions": versions(),
         },
     )
+
+
+def warn_of_noise(found: Mapping[int, Mapping[Schedule, Evaluation]], seed: int, objective: Objective) -> None:
+    """Warns of an axis on which masks cannot be told apart, while there is time to choose another budget.
+
+    Args:
+        found: By seed and schedule, both anchors with each seed.
+        seed: Of the table.
+        objective: That is rewarded.
+    """
+    try:
+        floor = axes_noise(repeats_among(found, seed, objective))
+    except InputError as error:
+        _log.warning("a search could not use this table: %s — %s", error.what, error.remedy)
+        return
+    for axis, noise in floor._asdict().items() if floor else ():
+        if noise > _MUCH_NOISE:
+            _log.warning(
+                "%s: seeds of one mask differ by %.2f of the way between anchors; raise inner.steps or inner.images",
+                axis,
+                noise,
+            )
 
 
 def all_masks(toggles: int) -> list[Mask]:

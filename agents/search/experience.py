@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,18 +61,28 @@ class Repeats:
 
 
 def repeats_of(table: EvaluationTable, objective: Objective) -> Repeats:
-    """What was measured again.
+    """What was measured again; see `repeats_among`."""
+    with _table_named(table):
+        return repeats_among(table.evaluations, table.task.seed, objective)
+
+
+def repeats_among(evaluations: Mapping[int, Mapping[Schedule, Evaluation]], seed: int, objective: Objective) -> Repeats:
+    """What was measured again, among evaluations by seed.
+
+    Args:
+        evaluations: By seed and schedule, both anchors with each seed.
+        seed: That of the table.
+        objective: What is rewarded.
 
     Raises:
-        InputError: If the table's own seed leaves no axes between its anchors.
+        InputError: If this seed leaves no axes between its anchors.
     """
-    own = table.task.seed
-    by_seed, unusable = [measured_axes(table, anchored_at(table, objective))], []
-    for seed in sorted(set(table.evaluations) - {own}):
+    by_seed, unusable = [_all_axes(evaluations[seed], _anchored(evaluations[seed], objective))], []
+    for other in sorted(set(evaluations) - {seed}):
         try:
-            by_seed.append(measured_axes(table, anchored_at(table, objective, seed), seed))
+            by_seed.append(_all_axes(evaluations[other], _anchored(evaluations[other], objective)))
         except InputError:
-            unusable.append(seed)
+            unusable.append(other)
     everywhere = set.intersection(*map(set, by_seed)) if len(by_seed) > 1 else set()
     masks = tuple(mask for mask in by_seed[0] if mask in everywhere and any(mask) and not all(mask))
     axes = np.asarray([[of_seed[mask] for of_seed in by_seed] for mask in masks]).reshape(len(masks), len(by_seed), 2)
@@ -123,13 +134,8 @@ def anchored_at(table: EvaluationTable, objective: Objective, seed: int | None =
     Raises:
         InputError: If there are no axes between the two; the line names the table's task.
     """
-    of_seed = table.evaluations[table.task.seed if seed is None else seed]
-    toggles = len(table.task.groups)
-    base, full = (of_seed[Schedule.constant([on] * toggles)] for on in (False, True))
-    try:
-        return objective.anchor(base.metrics, full.metrics)
-    except InputError as error:
-        raise InputError(f"table of {table.task.env}, task {table.task.id}: {error.what}", error.remedy) from error
+    with _table_named(table):
+        return _anchored(table.evaluations[table.task.seed if seed is None else seed], objective)
 
 
 def measured_axes(table: EvaluationTable, objective: AnchoredObjective, seed: int | None = None) -> Mapping[Mask, Axes]:
@@ -140,7 +146,24 @@ def measured_axes(table: EvaluationTable, objective: AnchoredObjective, seed: in
         objective: See `anchored_at`.
         seed: Of the fine-tunes; None for the one that every mask has.
     """
-    of_seed = table.evaluations[table.task.seed if seed is None else seed]
+    return _all_axes(table.evaluations[table.task.seed if seed is None else seed], objective)
+
+
+@contextmanager
+def _table_named(table: EvaluationTable) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"table of {table.task.env}, task {table.task.id}: {error.what}", error.remedy) from error
+
+
+def _anchored(of_seed: Mapping[Schedule, Evaluation], objective: Objective) -> AnchoredObjective:
+    toggles = len(next(iter(of_seed)).phases[0])
+    base, full = (of_seed[Schedule.constant([on] * toggles)] for on in (False, True))
+    return objective.anchor(base.metrics, full.metrics)
+
+
+def _all_axes(of_seed: Mapping[Schedule, Evaluation], objective: AnchoredObjective) -> dict[Mask, Axes]:
     found = {schedule.phases[0]: _axes(evaluation, objective) for schedule, evaluation in sorted(of_seed.items())}
     return {mask: axes for mask, axes in found.items() if axes is not None}
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.tabulate import all_masks, noise, repeated_masks
+from agents.tabulate import all_masks, noise, repeated_masks, warn_of_noise
 from envs.evaluators.base import Evaluation
 from envs.evaluators.finetune import FineTuneEvaluator
 from envs.evaluators.table import EvaluationTable
 from envs.task import InnerBudget, Schedule, SelectionTask
 from rewards.measurement import Measurement
+from rewards.objective import Objective
 from tests.agents.command import Command, Outcome
 
 SMALL = (
@@ -30,9 +31,14 @@ def kid(schedule: Schedule, seed: int) -> Measurement:
     return Measurement(10.0 - int(schedule.key, 2) / 100 + 0.25 * seed, 0.1, None, None, 8, higher_is_better=False)
 
 
+def membership(schedule: Schedule) -> Measurement:
+    return Measurement(0.5 + int(schedule.key, 2) / 1000, 0.5, None, None, 8, higher_is_better=False)
+
+
 def invented() -> None:
     def evaluate(self: FineTuneEvaluator, schedule: Schedule) -> Evaluation:
-        return Evaluation(schedule, {"kid": kid(schedule, self.task.seed)}, 1, 2, steps=3, seconds=1.0)
+        metrics = {"kid": kid(schedule, self.task.seed), "membership": membership(schedule)}
+        return Evaluation(schedule, metrics, 1, 2, steps=3, seconds=1.0)
 
     FineTuneEvaluator.evaluate = evaluate  # type: ignore[method-assign]
 
@@ -90,3 +96,46 @@ def test_a_failed_repeat_is_left_out_of_the_noise() -> None:
     assert noise(task, found)["kid"] != whole["kid"], "fewer masks, a wider interval"
     assert "fid" not in whole
     assert noise(task, {0: found[0]}) == {}
+
+
+def measured(quality: float, privacy: float) -> dict[str, Measurement]:
+    """KID falls from 10 to 0 as quality rises; AUC from 0.9 to its null of 0.5 as privacy does."""
+    auc = 0.9 - 0.4 * privacy
+    return {
+        "kid": Measurement(10 * (1 - quality), 0.1, None, None, 8, higher_is_better=False),
+        "membership": Measurement(auc, 0.5, None, None, 8, higher_is_better=False),
+    }
+
+
+def evaluations(quality_luck: float, privacy_luck: float) -> dict[int, dict[Schedule, Evaluation]]:
+    ends = {"00": (0.0, 1.0), "11": (1.0, 0.0)}
+
+    def of_seed(luck: int) -> dict[Schedule, Evaluation]:
+        inner = dict.fromkeys(("01", "10"), (0.5 + luck * quality_luck, 0.5 + luck * privacy_luck))
+        return {
+            Schedule.from_key(key): Evaluation(Schedule.from_key(key), measured(*axes))
+            for key, axes in {**ends, **inner}.items()
+        }
+
+    return {0: of_seed(-1), 1: of_seed(1)}
+
+
+@pytest.mark.parametrize(
+    ("quality_luck", "privacy_luck", "noisy"), [(0.1, 0.1, []), (0.3, 0.1, ["quality"]), (0.1, 0.3, ["privacy"])]
+)
+def test_an_axis_that_is_mostly_noise_is_warned_of(
+    quality_luck: float, privacy_luck: float, noisy: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_noise(evaluations(quality_luck, privacy_luck), 0, Objective(("kid",), ("membership",)))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == noisy
+    # Two seeds that are twice the luck apart.
+    assert all(f"differ by {0.3 * 2**0.5:.2f}" in record.getMessage() for record in caplog.records)
+
+
+def test_a_table_without_axes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    found = evaluations(0.1, 0.1)
+    key = Schedule.from_key("11")
+    found[0][key] = Evaluation(key, measured(0.0, 0.0))
+    warn_of_noise(found, 0, Objective(("kid",), ("membership",)))
+    assert "full fine-tuning is no better than the base model" in caplog.text
+    assert "raise inner.steps" in caplog.text
