@@ -47,6 +47,11 @@ class Landscape:
         """How many."""
         return len(self.group_features)
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether `masks` are all that there are."""
+        return self.toggles <= _MOST_ENUMERATED
+
     @cached_property
     def masks(self) -> Bits:
         """Every mask, or a fixed sample of 512 if there are more than 1024, ``(n, g)``."""

@@ -15,7 +15,7 @@ class PracticeSettings:
     """How a policy practises; the defaults are for one that will choose for data sets that it has never seen.
 
     Attributes:
-        environments: Side by side, spread evenly over the tasks. Each sees its task's features blurred in its own way.
+        environments: Side by side, spread evenly over the tasks.
         episodes: In each, between two updates.
         updates: How many.
         epochs: Passes over the episodes of an update.
@@ -24,20 +24,21 @@ class PracticeSettings:
         entropy: Coefficient of the entropy bonus at the start, falling linearly to 0.
         value: Coefficient of the value loss.
         width: Of the hidden layers.
-        cloning: Gradient steps of behaviour cloning before the first update.
+        ascent: Steps along the exact gradient before the first update, where every mask can be listed.
+        cloning: Steps of behaviour cloning before the first update, where they cannot, or with no ascent.
         blur: Standard deviation of the noise on features, in units of the standard deviation that each has over tasks
-            and groups; drawn anew for each environment, which keeps its own. A policy that has seen few data sets would
-            otherwise know each by its features, learn by heart what is best there, and guess elsewhere.
+            and groups; see `BlurredSelectionEnv`.
     """
 
-    environments: Count = 512
+    environments: Count = 128
     episodes: Count = 1
-    updates: Annotated[int, Field(ge=0)] = 300
+    updates: Annotated[int, Field(ge=0)] = 100
     epochs: Count = 4
     learning_rate: Rate = 2e-3
     clip_range: Rate = 0.2
     entropy: Weight = 0.03
     value: Weight = 0.5
     width: Count = 64
+    ascent: Annotated[int, Field(ge=0)] = 400
     cloning: Annotated[int, Field(ge=0)] = 300
     blur: Weight = 2.0

@@ -73,7 +73,8 @@ VARIANTS: Mapping[str, Factory] = {
     name: _variant(name)
     for name in (
         "policy_without_ppo",
-        "policy_without_cloning",
+        "policy_without_ascent",
+        "policy_cloned",
         "policy_without_blur",
         "policy_without_smoothing",
         "policy_without_task",

@@ -31,7 +31,7 @@ Watch = Callable[[SelectionNetwork, TaskBelief], None]
 
 _PREFERENCES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 _ENUMERATED = 10
-_ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, blur=0.0)
+_ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, ascent=0, blur=0.0)
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,12 @@ def _practice(**settings: float) -> Change:
 
 WITHOUT: Mapping[str, Change] = {
     "policy_without_ppo": _practice(updates=0),
-    "policy_without_cloning": _practice(cloning=0),
+    "policy_without_ascent": _practice(ascent=0, cloning=0),
+    "policy_cloned": _practice(ascent=0),
     "policy_without_blur": _practice(blur=0.0),
     "policy_without_smoothing": lambda whole: dataclasses.replace(whole, smooth=False),
     "policy_without_task": lambda whole: dataclasses.replace(whole, blind=True),
 }
-"""What an ablation leaves out: PPO after cloning; cloning before PPO; noise on features; the model of each source,
-whose bare measurements are then practised on; the description of the task."""
+"""What an ablation leaves out: PPO after the ascent; the ascent before PPO; the ascent, with behaviour cloning in its
+place; noise on features; the model of each source, whose bare measurements are then practised on; the description of
+the task."""

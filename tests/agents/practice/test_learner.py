@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -9,15 +11,15 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from agents.policy import SelectionNetwork, selection_probabilities
-from agents.practice.landscape import Landscape
+from agents.policy import SelectionNetwork, selection_probabilities, tokens
+from agents.practice.landscape import Landscape, unit_objective, utilities_at
 from agents.practice.learner import new_network, practise
 from agents.practice.settings import PracticeSettings
 from tests.agents.search.problems import Invented
 
 INVENTED = [Invented(6, seed) for seed in range(3)]
 LANDSCAPES = [Landscape.of_table(each.experience(f"task {i}")) for i, each in enumerate(INVENTED)]
-QUICK = PracticeSettings(environments=6, episodes=2, updates=3, epochs=2, width=16, cloning=5)
+QUICK = PracticeSettings(environments=6, episodes=2, updates=3, epochs=2, width=16, ascent=5, cloning=5)
 WEIGHTS = (0.25, 0.5, 0.75)
 
 
@@ -84,7 +86,7 @@ def test_it_takes_one_thread_whatever_the_caller_has(monkeypatch: pytest.MonkeyP
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        practise(LANDSCAPES, PracticeSettings(environments=3, episodes=1, updates=updates, cloning=2), seed=0)
+        practise(LANDSCAPES, PracticeSettings(environments=3, episodes=1, updates=updates, ascent=2), seed=0)
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
@@ -94,7 +96,7 @@ def test_a_given_network_is_where_it_starts_and_is_left_as_it_is() -> None:
     given = new_network(LANDSCAPES[0], 24, seed=3)
     before = weights(given)
     idle = PracticeSettings(environments=3, episodes=1, updates=0)
-    assert equal(weights(practise(LANDSCAPES, idle, seed=0, network=given)), before), "no updates, and no cloning"
+    assert equal(weights(practise(LANDSCAPES, idle, seed=0, network=given)), before), "no updates, and no ascent"
     learned = practise(LANDSCAPES, QUICK, seed=0, network=given)
     assert not equal(weights(learned), before)
     assert equal(weights(given), before)
@@ -112,7 +114,7 @@ def test_a_new_network_is_a_function_of_its_seed() -> None:
 
 def test_practice_finds_good_masks_of_several_tasks_at_all_preferences() -> None:
     settings = PracticeSettings(
-        environments=24, episodes=4, updates=100, learning_rate=6e-3, cloning=0, width=32, blur=0.0
+        environments=24, episodes=4, updates=100, learning_rate=6e-3, ascent=0, cloning=0, width=32, blur=0.0
     )
     learned = practise(LANDSCAPES, settings, seed=0)
     start = mean_share_of_best(learned, fair=True)
@@ -121,7 +123,7 @@ def test_practice_finds_good_masks_of_several_tasks_at_all_preferences() -> None
 
 def test_cloning_alone_imitates_the_best_masks() -> None:
     settings = PracticeSettings(
-        environments=6, episodes=1, updates=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
+        environments=6, episodes=1, updates=0, ascent=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
     )
     learned = practise(LANDSCAPES, settings, seed=0, preference=0.5)
     for landscape in LANDSCAPES:
@@ -143,7 +145,7 @@ def test_what_is_frozen_is_never_on_and_plays_no_role() -> None:
         asked.clear()
         return found
 
-    settings = PracticeSettings(environments=24, episodes=4, updates=30, cloning=0, width=32, blur=0.0)
+    settings = PracticeSettings(environments=24, episodes=4, updates=30, ascent=0, cloning=0, width=32, blur=0.0)
     learned = practise([watched(landscape) for landscape in LANDSCAPES], settings, seed=0, frozen=frozen)
     assert asked
     assert not np.concatenate(asked)[:, np.asarray(frozen)].any()
@@ -153,7 +155,7 @@ def test_what_is_frozen_is_never_on_and_plays_no_role() -> None:
 
 def test_cloning_imitates_the_best_of_the_masks_that_may_be_asked_for() -> None:
     settings = PracticeSettings(
-        environments=6, episodes=1, updates=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
+        environments=6, episodes=1, updates=0, ascent=0, cloning=400, learning_rate=6e-3, width=32, blur=0.0
     )
     for invented, landscape in zip(INVENTED, LANDSCAPES, strict=True):
         best = landscape.best(0.5)
@@ -164,9 +166,9 @@ def test_cloning_imitates_the_best_of_the_masks_that_may_be_asked_for() -> None:
         assert chosen == max(utilities, key=lambda mask: utilities[mask])
 
 
-def test_features_are_blurred_for_each_environment_on_its_own() -> None:
+def test_features_are_blurred_anew_in_every_episode() -> None:
     """And not at all without blur."""
-    for blur, distinct in ((0.0, 1), (0.1, 4)):
+    for blur, distinct in ((0.0, 1), (0.1, 16)):
         seen: list[NDArray[np.float32]] = []
 
         class Watch(BaseCallback):
@@ -174,11 +176,55 @@ def test_features_are_blurred_for_each_environment_on_its_own() -> None:
                 seen.append(self.locals["new_obs"]["groups"])  # noqa: B023
                 return True
 
-        settings = PracticeSettings(environments=4, episodes=2, updates=1, epochs=1, width=8, cloning=0, blur=blur)
+        settings = PracticeSettings(environments=4, episodes=4, updates=1, epochs=1, width=8, ascent=1, blur=blur)
         practise(LANDSCAPES[:1], settings, seed=0, callback=Watch())
         assert len({each.tobytes() for step in seen for each in step}) == distinct
-        off = seen[0] - LANDSCAPES[0].group_features
+        off = np.stack(seen) - LANDSCAPES[0].group_features
         scale = LANDSCAPES[0].group_features.std(axis=0)
         used = scale > 0
-        assert (off[:, :, used] / scale[used]).std() == pytest.approx(blur, rel=0.25)
-        assert not off[:, :, ~used].any()
+        assert (off[..., used] / scale[used]).std() == pytest.approx(blur, rel=0.25)
+        assert not off[..., ~used].any()
+
+
+def test_an_ascent_alone_finds_good_masks_of_several_tasks_at_all_preferences() -> None:
+    settings = PracticeSettings(
+        environments=48, updates=0, ascent=600, learning_rate=3e-3, entropy=0.3, width=32, blur=0.0
+    )
+    learned = practise(LANDSCAPES, settings, seed=0)
+    start = mean_share_of_best(learned, fair=True)
+    assert mean_share_of_best(learned) > start + 0.8 * (1 - start), start
+
+
+@pytest.mark.parametrize("frozen", [(), (False, True, False, False, True, False)])
+def test_an_ascent_follows_the_gradient_of_what_a_policy_is_expected_to_get(frozen: tuple[bool, ...]) -> None:
+    """One step of Adam moves every weight by the learning rate, along the sign of its gradient."""
+    landscape = LANDSCAPES[0]
+    settings = PracticeSettings(environments=2, updates=0, ascent=1, entropy=0.0, width=8, blur=0.0)
+    idle = dataclasses.replace(settings, ascent=0, cloning=0)
+    before, after = (practise([landscape], each, seed=2, preference=0.5, frozen=frozen) for each in (idle, settings))
+    free = ~np.asarray(frozen or (False,) * 6)
+    masks = np.asarray([mask for mask in itertools.product((False, True), repeat=6) if not (mask & ~free).any()])
+    quality, privacy = landscape.axes(masks).T
+    utilities = utilities_at(unit_objective(landscape.objective), quality, privacy, 0.5)
+    before.requires_grad_(True)
+    seen = {
+        "groups": torch.from_numpy(landscape.group_features)[None],
+        "task": torch.from_numpy(landscape.task_features)[None],
+        "preference": torch.full((1, 1), 0.5),
+        "progress": torch.zeros(1, 1),
+        "chosen": torch.zeros(1, 1, 6),
+    }
+    p_on = torch.sigmoid(before.logit(before.actor_latent(tokens(seen))))[0]
+    p = torch.where(torch.from_numpy(masks), p_on, 1 - p_on)[:, free].prod(dim=1)
+    (p * torch.from_numpy(utilities).float()).sum().backward()
+    moved = 0
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        if old.grad is None:  # of the value head alone
+            assert torch.equal(new, old)
+            continue
+        clear = old.grad.abs() > 1e-5
+        moved += int(clear.sum())
+        torch.testing.assert_close(
+            (new - old)[clear], settings.learning_rate * old.grad.sign()[clear], rtol=0.01, atol=0
+        )
+    assert moved > 20
