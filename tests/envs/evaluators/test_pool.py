@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -165,7 +164,7 @@ def test_a_worker_killed_from_outside_is_replaced_busy_or_idle(tmp_path: Path, m
     assert len(idle) == 2
     for process in idle:
         process.kill()
-    wait_for(lambda: not multiprocessing.active_children())
+    wait_for(lambda: not workers_of(os.getpid()))
     pool.retries = 0
     assert not any(e.failure for e in evaluate_many(pool, [E, F]))
 
