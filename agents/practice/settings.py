@@ -30,7 +30,7 @@ class PracticeSettings:
             and groups; see `BlurredSelectionEnv`.
     """
 
-    environments: Count = 128
+    environments: Count = 512
     episodes: Count = 1
     updates: Annotated[int, Field(ge=0)] = 100
     epochs: Count = 4

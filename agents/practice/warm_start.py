@@ -16,6 +16,9 @@ from agents.practice.landscape import Bits, Landscape, unit_objective, utilities
 from agents.practice.settings import PracticeSettings
 from envs.seeding import derive_seed
 
+_BATCH = 128
+"""Episodes that a step learns from."""
+
 
 def feature_noise(landscapes: Sequence[Landscape], settings: PracticeSettings) -> tuple[Floats, Floats]:
     """Standard deviations of the noise on group features, ``(f,)``, and on task features, ``(t,)``."""
@@ -25,17 +28,16 @@ def feature_noise(landscapes: Sequence[Landscape], settings: PracticeSettings) -
 
 
 def _seen(landscapes: Sequence[Landscape], settings: PracticeSettings, rng: np.random.Generator) -> dict[str, Tensor]:
-    """First observations of episodes, one an environment, with features blurred anew; but for the preference."""
-    tasks = [landscapes[i % len(landscapes)] for i in range(settings.environments)]
+    """First observations of 128 episodes, with features blurred anew; but for the preference."""
+    tasks = [landscapes[i % len(landscapes)] for i in range(_BATCH)]
     group_noise, task_noise = feature_noise(landscapes, settings)
     groups = np.stack([each.group_features for each in tasks])
     task = np.stack([each.task_features for each in tasks])
-    number = len(tasks)
     return {
         "groups": torch.from_numpy(groups + group_noise * rng.standard_normal(groups.shape)).float(),
         "task": torch.from_numpy(task + task_noise * rng.standard_normal(task.shape)).float(),
-        "progress": torch.zeros(number, 1),
-        "chosen": torch.zeros(number, 1, groups.shape[1]),
+        "progress": torch.zeros(_BATCH, 1),
+        "chosen": torch.zeros(_BATCH, 1, groups.shape[1]),
     }
 
 
@@ -72,8 +74,7 @@ def ascend(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * left
         batch = _seen(landscapes, settings, rng)
-        number = settings.environments
-        wanted = rng.uniform(size=number) if preference is None else np.full(number, preference)
+        wanted = rng.uniform(size=_BATCH) if preference is None else np.full(_BATCH, preference)
         batch["preference"] = torch.from_numpy(wanted).float()[:, None]
         shares = torch.from_numpy(np.stack([share_at[i % len(share_at)](w) for i, w in enumerate(wanted)])).float()
         logits = network.logit(network.actor_latent(tokens(batch)))[:, None]
@@ -115,9 +116,9 @@ def clone(
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     for _ in range(settings.cloning):
         batch = _seen(landscapes, settings, rng)
-        drawn = rng.integers(len(grid), size=settings.environments)
+        drawn = rng.integers(len(grid), size=_BATCH)
         batch["preference"] = torch.from_numpy(grid[drawn].astype(np.float32))[:, None]
-        target = torch.from_numpy(best[np.arange(settings.environments) % len(landscapes), drawn])
+        target = torch.from_numpy(best[np.arange(_BATCH) % len(landscapes), drawn])
         loss = F.binary_cross_entropy_with_logits(network.logit(network.actor_latent(tokens(batch))), target)
         optimizer.zero_grad()
         loss.backward()
