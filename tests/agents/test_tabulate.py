@@ -139,3 +139,26 @@ def test_a_table_without_axes_is_warned_of(caplog: pytest.LogCaptureFixture) -> 
     warn_of_noise(found, 0, Objective(("kid",), ("membership",)))
     assert "full fine-tuning is no better than the base model" in caplog.text
     assert "raise inner.steps" in caplog.text
+
+
+def noisy_then_dead() -> None:
+    """Masks change places from seed to seed, and the machine goes down in the long part."""
+    evaluated: list[str] = []
+
+    def evaluate(self: FineTuneEvaluator, schedule: Schedule) -> Evaluation:
+        evaluated.append(schedule.key)
+        if len(evaluated) > 20:
+            raise KeyboardInterrupt
+        turned = self.task.seed % 2 and len(set(schedule.key)) > 1
+        number = 255 - int(schedule.key, 2) if turned else int(schedule.key, 2)
+        as_if = Schedule.from_key(f"{number:08b}")
+        return Evaluation(schedule, {"kid": kid(as_if, 0), "membership": membership(schedule)}, 1, 2, 3, seconds=1.0)
+
+    FineTuneEvaluator.evaluate = evaluate  # type: ignore[method-assign]
+
+
+def test_noise_is_warned_of_before_the_long_part(tmp_path: Path) -> None:
+    outcome = Command([*SMALL, "repeat.share=0.03"], tmp_path, noisy_then_dead, name="tabulate").wait()
+    assert outcome.code != 0
+    assert outcome.err.count("WARNING quality: seeds of one mask differ") == 1
+    assert "WARNING privacy" not in outcome.err
