@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test bench proof methods mitigations tables transfer compare lint format typecheck check wheel clean
+.PHONY: help setup train test bench proof methods mitigations tables transfer transfers compare lint format typecheck check wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ tables: $(READY)  ## draw every shipped table's landscape; writes docs/tables.md
 
 transfer: $(READY)  ## let what was learned on SRC choose on DST: make transfer SRC=<run or env>[,...] DST=<env> [ARGS=...]
 	$(PY) -m agents.transfer src=$(SRC) dst=$(DST) $(ARGS)
+
+transfers: $(READY)  ## finished transfers on one page; writes docs/transfers.md
+	$(PY) -m agents.transfers $(ARGS)
 
 compare: $(READY)  ## searchers against each other, on each data source in turn or ENV alone; writes docs/comparison.md
 	$(PY) -m agents.compare $(if $(filter file,$(origin ENV)),,env=$(ENV)) $(ARGS)

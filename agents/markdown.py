@@ -15,13 +15,17 @@ def origin(records: Mapping[Any, Record]) -> str:
     """When, where and by what: parts of one origin are named together."""
     origins: dict[str, list[str]] = {}
     for part, each in records.items():
-        commit = (each["git"]["commit"] or "none")[:12] + (" with changes" if each["git"]["dirty"] else "")
-        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        key = f"{each['date']}, commit {commit}, {each['hardware']}, {versions}"
-        origins.setdefault(key, []).append(f"{part} ({each['seconds']:.0f} s)")
+        origins.setdefault(f"{each['date']}, {made_by(each)}", []).append(f"{part} ({each['seconds']:.0f} s)")
     return (
         prose("; ".join(f"{', '.join(parts)}: {origin}" for origin, parts in origins.items()) + ".") if origins else ""
     )
+
+
+def made_by(result: Mapping[str, Any]) -> str:
+    """The source's commit, the machine and the versions that a result names as ``git``, ``hardware``, ``versions``."""
+    commit = (result["git"]["commit"] or "none")[:12] + (" with changes" if result["git"]["dirty"] else "")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"commit {commit}, {result['hardware']}, {versions}"
 
 
 def prose(text: str) -> str:

@@ -12,7 +12,7 @@ from agents.comparison.figures import draw_curves, draw_improvement, draw_interv
 from agents.comparison.goals import verdicts
 from agents.comparison.scores import REACHED, Scores, Vector
 from agents.comparison.statistics import iqm, iqm_estimate, median_estimate, probability_of_improvement
-from agents.markdown import prose, table
+from agents.markdown import made_by, prose, table
 from rewards.errors import InputError
 from rewards.estimate import Estimate
 
@@ -241,9 +241,7 @@ def _origin(scores: Scores) -> str:
     for record in scores.records:
         found = ", ".join(f"{key}={value}" for key, value in record["identity"]["settings"].items())
         settings.setdefault(record["searcher"], found or "no settings")
-        commit = (record["git"]["commit"] or "none")[:12] + (" with changes" if record["git"]["dirty"] else "")
-        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        origins.add(f"{record['date']}, commit {commit}, {record['hardware']}, {versions}")
+        origins.add(f"{record['date']}, {made_by(record)}")
     rows = [(name, f"`{text}`", str(scores.budget(name))) for name, text in settings.items()]
     return "\n".join(
         ["## Settings\n", table(("searcher", "settings", "budget"), rows), *(prose(f"{o}.") for o in sorted(origins))]

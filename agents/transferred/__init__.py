@@ -1,0 +1,1 @@
+"""Several transfers beside each other: what ``docs/transfers.md`` is made of."""
