@@ -53,8 +53,13 @@ class SourcePolicy:
         if seed not in self._networks:
             landscapes = [self._seen(self._landscape(source)) for source in self.sources]
             names = [f"{source.env}-{source.task[:8]}" for source in self.sources]
-            callback = None if curves is None else PracticeCurves(landscapes, names, curves)
-            self._networks[seed] = practise(landscapes, self.practice, seed=seed, callback=callback)
+            if curves is None:
+                self._networks[seed] = practise(landscapes, self.practice, seed=seed)
+            else:
+                with PracticeCurves(landscapes, names, curves) as shown:
+                    network = practise(landscapes, self.practice, seed=seed, watch=shown.show, logger=shown.logger)
+                    shown.end(network)
+                self._networks[seed] = network
         return self._networks[seed]
 
     def prior(self, seed: int) -> Prior:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image, Logger, TensorBoardOutputFormat
 
 from agents.heat_map import heat_map
-from agents.policy import selection_probabilities
+from agents.policy import SelectionNetwork, selection_probabilities
 from agents.practice.landscape import Landscape, unit_objective, utilities_at
 
 PREFERENCES = (0.25, 0.5, 0.75)
@@ -19,57 +18,62 @@ PREFERENCES = (0.25, 0.5, 0.75)
 _EVERY = 20
 
 
-class PracticeCurves(BaseCallback):
+class PracticeCurves:
     """Writes, every 20 updates, how good the policy's own choices are on each of the tasks.
+
+    Use it as a context manager.
 
     ``<task>/utility`` and ``<task>/regret`` are means over the preferences 0.25, 0.5 and 0.75, the regret against the
     best mask of the landscape; ``<task>/over time`` is an image of the selection probabilities at 0.5: a row a group,
-    a column a record. PPO's own diagnostics stand under ``train/``.
+    a column a record. PPO's own diagnostics, if it practises, stand under ``train/``.
 
     Args:
         landscapes: What is practised on.
         names: Of these tasks.
         folder: Where the curves go; this is its only writer.
+
+    Attributes:
+        logger: Takes PPO's diagnostics.
     """
 
     def __init__(self, landscapes: Sequence[Landscape], names: Sequence[str], folder: Path) -> None:
-        super().__init__()
-        self._landscapes, self._names, self._folder = landscapes, names, folder
+        self._landscapes, self._names = landscapes, names
+        self.logger = Logger(str(folder), [TensorBoardOutputFormat(str(folder))])
         self._updates = 0
         self._history: list[list[Any]] = [[] for _ in names]
         self._best = [[_utility(each, each.best(w), w) for w in PREFERENCES] for each in landscapes]
 
-    def _on_training_start(self) -> None:
-        self.model.set_logger(Logger(str(self._folder), [TensorBoardOutputFormat(str(self._folder))]))
+    def __enter__(self) -> Self:
+        return self
 
-    def _on_step(self) -> bool:
-        return True
+    def __exit__(self, *exception: object) -> None:
+        self.logger.close()
 
-    def _on_rollout_start(self) -> None:
+    def show(self, network: SelectionNetwork) -> None:
+        """Before an update."""
         if self._updates % _EVERY == 0:
-            self._record()
+            self._record(network)
         self._updates += 1
 
-    def _on_training_end(self) -> None:
-        self._record()
-        self.model.logger.close()
+    def end(self, network: SelectionNetwork) -> None:
+        """With the policy that comes out."""
+        self._record(network)
 
-    def _record(self) -> None:
-        policy: Any = self.model.policy
+    def _record(self, network: SelectionNetwork) -> None:
         for landscape, name, best, history in zip(
             self._landscapes, self._names, self._best, self._history, strict=True
         ):
             found = []
             for w in PREFERENCES:
                 seen = landscape.group_features, landscape.task_features
-                probabilities = selection_probabilities(policy.network, *seen, w)
+                probabilities = selection_probabilities(network, *seen, w)
                 found.append(_utility(landscape, tuple(bool(p > 0.5) for p in probabilities), w))
                 if w == 0.5:
                     history.append(probabilities)
             self.logger.record(f"{name}/utility", float(np.mean(found)))
             self.logger.record(f"{name}/regret", float(np.mean(np.subtract(best, found))))
             self.logger.record(f"{name}/over time", Image(heat_map(np.stack(history, axis=1)), "HWC"))
-        self.logger.dump(self.num_timesteps)
+        self.logger.dump(self._updates)
 
 
 def _utility(landscape: Landscape, mask: Sequence[bool], preference: float) -> float:

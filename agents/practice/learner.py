@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from agents.chance import chance_of_its_own
@@ -17,7 +17,7 @@ from agents.policy import GroupTokenPolicy, MaskableGroupTokenPolicy, SelectionN
 from agents.practice.blurred import BlurredSelectionEnv
 from agents.practice.landscape import Landscape, LandscapeEvaluator
 from agents.practice.settings import PracticeSettings
-from agents.practice.warm_start import ascend, clone, feature_noise
+from agents.practice.warm_start import Watch, ascend, clone, feature_noise
 from agents.threads import one_thread
 from envs.seeding import derive_seed
 from envs.selection import ParameterSelectionEnv
@@ -32,7 +32,7 @@ def practise(
     network: SelectionNetwork | None = None,
     preference: float | None = None,
     frozen: Sequence[bool] = (),
-    callback: BaseCallback | None = None,
+    watch: Watch = lambda network: None,
     logger: Logger | None = None,
 ) -> SelectionNetwork:
     """A policy for these tasks; the same seed gives the same one.
@@ -44,8 +44,8 @@ def practise(
         network: Where to start; it is left as it is. None for new weights, and an ascent or behaviour cloning.
         preference: To practise at; None for all of [0, 1], uniformly.
         frozen: Toggles that stay off, as in `ParameterSelectionEnv`.
-        callback: Called by stable-baselines3.
-        logger: Takes its diagnostics, without writing them down; None drops them.
+        watch: Shown the network before each update, of whatever kind.
+        logger: Takes PPO's diagnostics, without writing them down; None drops them.
     """
     with chance_of_its_own(), one_thread():
         env = _environment(landscapes, settings, seed, preference, frozen)
@@ -69,16 +69,17 @@ def practise(
         )
         model.set_logger(logger or Logger(None, []))
         learned: SelectionNetwork = model.policy.network
+        updates = settings.updates
         if network is not None:
             learned.load_state_dict(network.state_dict())
         elif settings.ascent and landscapes[0].enumerated:
-            ascend(learned, landscapes, settings, seed, preference, frozen)
+            ascend(learned, landscapes, settings, seed, preference, frozen, watch)
+            updates = settings.updates_after_ascent
         elif settings.cloning:
-            clone(learned, landscapes, settings, seed, preference, frozen)
-        steps = settings.updates * settings.episodes * settings.environments
-        callbacks = [_FadingEntropy(settings.entropy), *([callback] if callback else [])]
+            clone(learned, landscapes, settings, seed, preference, frozen, watch)
+        steps = updates * settings.episodes * settings.environments
         if steps:
-            model.learn(steps, callback=CallbackList(callbacks), log_interval=None)
+            model.learn(steps, callback=_EachUpdate(settings.entropy, watch), log_interval=None)
     return learned.eval()
 
 
@@ -89,17 +90,20 @@ def new_network(landscape: Landscape, width: int, seed: int) -> SelectionNetwork
         return SelectionNetwork(TokenLayout(landscape.group_features.shape[1], len(landscape.task_features), width))
 
 
-class _FadingEntropy(BaseCallback):
-    def __init__(self, start: float) -> None:
+class _EachUpdate(BaseCallback):
+    """Lets the entropy bonus fade, and shows the network."""
+
+    def __init__(self, entropy: float, watch: Watch) -> None:
         super().__init__()
-        self._start = start
+        self._entropy, self._watch = entropy, watch
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         model: Any = self.model
-        model.ent_coef = self._start * model._current_progress_remaining
+        model.ent_coef = self._entropy * model._current_progress_remaining
+        self._watch(model.policy.network)
 
 
 def _environment(

@@ -18,6 +18,8 @@ class PracticeSettings:
         environments: Side by side, spread evenly over the tasks.
         episodes: In each, between two updates.
         updates: How many.
+        updates_after_ascent: How many in place of these after an ascent, of which more steps are worth more than PPO
+            after it (``docs/ablation.md``).
         epochs: Passes over the episodes of an update.
         learning_rate: Adam's, falling linearly to 0.
         clip_range: PPO's epsilon.
@@ -33,12 +35,13 @@ class PracticeSettings:
     environments: Count = 512
     episodes: Count = 1
     updates: Annotated[int, Field(ge=0)] = 100
+    updates_after_ascent: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 4
     learning_rate: Rate = 2e-3
     clip_range: Rate = 0.2
     entropy: Weight = 0.03
     value: Weight = 0.5
     width: Count = 64
-    ascent: Annotated[int, Field(ge=0)] = 400
+    ascent: Annotated[int, Field(ge=0)] = 800
     cloning: Annotated[int, Field(ge=0)] = 300
     blur: Weight = 2.0

@@ -16,6 +16,9 @@ from agents.practice.landscape import Bits, Landscape, unit_objective, utilities
 from agents.practice.settings import PracticeSettings
 from envs.seeding import derive_seed
 
+Watch = Callable[[SelectionNetwork], None]
+"""Shown a network that learns, before each step; changes nothing."""
+
 _BATCH = 128
 """Episodes that a step learns from."""
 
@@ -48,6 +51,7 @@ def ascend(
     seed: int,
     preference: float | None,
     frozen: Sequence[bool],
+    watch: Watch,
 ) -> None:
     """Ascends the expected share of the best utility, by its exact gradient.
 
@@ -62,6 +66,7 @@ def ascend(
         seed: Of everything that is drawn.
         preference: To learn at; None for all of [0, 1], uniformly.
         frozen: Toggles that stay off.
+        watch: Shown the network before each step.
     """
     rng = np.random.default_rng(derive_seed(seed, "ascent"))
     free = ~np.asarray(frozen if len(frozen) else [False] * landscapes[0].toggles, dtype=bool)
@@ -70,6 +75,7 @@ def ascend(
     share_at = [_shares(landscape, masks) for landscape in landscapes]
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     for step in range(settings.ascent):
+        watch(network)
         left = 1 - step / settings.ascent
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * left
@@ -108,6 +114,7 @@ def clone(
     seed: int,
     preference: float | None,
     frozen: Sequence[bool],
+    watch: Watch,
 ) -> None:
     """Behaviour cloning of each task's best masks over a grid of preferences; see `ascend`."""
     rng = np.random.default_rng(derive_seed(seed, "cloning"))
@@ -115,6 +122,7 @@ def clone(
     best = np.asarray([[landscape.best(w, frozen) for w in grid] for landscape in landscapes], dtype=np.float32)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     for _ in range(settings.cloning):
+        watch(network)
         batch = _seen(landscapes, settings, rng)
         drawn = rng.integers(len(grid), size=_BATCH)
         batch["preference"] = torch.from_numpy(grid[drawn].astype(np.float32))[:, None]

@@ -72,7 +72,8 @@ SEARCHERS: Mapping[str, Factory] = {
 VARIANTS: Mapping[str, Factory] = {
     name: _variant(name)
     for name in (
-        "policy_without_ppo",
+        "policy_with_ppo",
+        "policy_half_ascent",
         "policy_without_ascent",
         "policy_cloned",
         "policy_without_blur",
@@ -80,7 +81,7 @@ VARIANTS: Mapping[str, Factory] = {
         "policy_without_task",
     )
 }
-"""The policy without one of its parts each, for ablations."""
+"""The policy with one of its parts changed each, for ablations."""
 
 
 def find_searcher(name: str, experiences: Sequence[Experience] = ()) -> Searcher:

@@ -1,4 +1,4 @@
-"""The reusable policy among the searchers, whole and with one part left out at a time."""
+"""The reusable policy among the searchers, whole and with one part changed at a time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def policy_of(experiences: Sequence[Experience]) -> DynaPPO:
 
 
 def variant_of(name: str, experiences: Sequence[Experience]) -> DynaPPO:
-    """The same without the part that the name says, see `WITHOUT`.
+    """The same with the part changed that the name says, see `VARIANTS`.
 
     Raises:
         InputError: As `policy_of`.
     """
-    return _policy(experiences, name, WITHOUT[name])
+    return _policy(experiences, name, VARIANTS[name])
 
 
 def _policy(experiences: Sequence[Experience], name: str, change: Change) -> DynaPPO:
@@ -44,14 +44,15 @@ def _practice(**settings: float) -> Change:
     return change
 
 
-WITHOUT: Mapping[str, Change] = {
-    "policy_without_ppo": _practice(updates=0),
+VARIANTS: Mapping[str, Change] = {
+    "policy_with_ppo": _practice(ascent=400, updates_after_ascent=100),
+    "policy_half_ascent": _practice(ascent=400),
     "policy_without_ascent": _practice(ascent=0, cloning=0),
     "policy_cloned": _practice(ascent=0),
     "policy_without_blur": _practice(blur=0.0),
     "policy_without_smoothing": lambda whole: dataclasses.replace(whole, smooth=False),
     "policy_without_task": lambda whole: dataclasses.replace(whole, blind=True),
 }
-"""What an ablation leaves out: PPO after the ascent; the ascent before PPO; the ascent, with behaviour cloning in its
-place; noise on features; the model of each source, whose bare measurements are then practised on; the description of
-the task."""
+"""What an ablation changes: half of the ascent with PPO after it; half of the ascent; PPO alone; behaviour cloning with
+PPO after it. And what it leaves out: noise on features; the model of each source, whose bare measurements are then
+practised on; the description of the task."""

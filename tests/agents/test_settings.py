@@ -19,6 +19,7 @@ from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
 from agents.tabulate import TabulateSettings
 from agents.transfer import TransferSettings
+from agents.transferred.runs import TransfersSettings
 from agents.validation.settings import ValidateSettings
 from rewards.errors import InputError
 
@@ -37,6 +38,7 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "compare": (CompareSettings, []),
     "ablation": (CompareSettings, []),
     "transfer": (TransferSettings, []),
+    "transfers": (TransfersSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
 from agents.policy import SelectionNetwork, selection_probabilities, tokens
 from agents.practice.landscape import Landscape, unit_objective, utilities_at
 from agents.practice.learner import new_network, practise
 from agents.practice.settings import PracticeSettings
+from envs.vector import SelectionVecEnv
 from tests.agents.search.problems import Invented
 
 INVENTED = [Invented(6, seed) for seed in range(3)]
 LANDSCAPES = [Landscape.of_table(each.experience(f"task {i}")) for i, each in enumerate(INVENTED)]
-QUICK = PracticeSettings(environments=6, episodes=2, updates=3, epochs=2, width=16, ascent=5, cloning=5)
+QUICK = PracticeSettings(
+    environments=6, episodes=2, updates=3, updates_after_ascent=3, epochs=2, width=16, ascent=5, cloning=5
+)
 WEIGHTS = (0.25, 0.5, 0.75)
 
 
@@ -86,7 +89,8 @@ def test_it_takes_one_thread_whatever_the_caller_has(monkeypatch: pytest.MonkeyP
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        practise(LANDSCAPES, PracticeSettings(environments=3, episodes=1, updates=updates, ascent=2), seed=0)
+        settings = PracticeSettings(environments=3, episodes=1, updates_after_ascent=updates, ascent=2)
+        practise(LANDSCAPES, settings, seed=0)
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
@@ -166,24 +170,44 @@ def test_cloning_imitates_the_best_of_the_masks_that_may_be_asked_for() -> None:
         assert chosen == max(utilities, key=lambda mask: utilities[mask])
 
 
-def test_features_are_blurred_anew_in_every_episode() -> None:
-    """And not at all without blur."""
-    for blur, distinct in ((0.0, 1), (0.1, 16)):
-        seen: list[NDArray[np.float32]] = []
+@pytest.mark.parametrize(("blur", "distinct"), [(0.0, 1), (0.1, 20)])
+def test_features_are_blurred_anew_in_every_episode(
+    monkeypatch: pytest.MonkeyPatch, blur: float, distinct: int
+) -> None:
+    seen: list[NDArray[np.float32]] = []
+    unwatched = SelectionVecEnv.step_wait
 
-        class Watch(BaseCallback):
-            def _on_step(self) -> bool:
-                seen.append(self.locals["new_obs"]["groups"])  # noqa: B023
-                return True
+    def watched(self: SelectionVecEnv) -> VecEnvStepReturn:
+        found = unwatched(self)
+        assert isinstance(found[0], dict)
+        seen.extend(found[0]["groups"])
+        return found
 
-        settings = PracticeSettings(environments=4, episodes=4, updates=1, epochs=1, width=8, ascent=1, blur=blur)
-        practise(LANDSCAPES[:1], settings, seed=0, callback=Watch())
-        assert len({each.tobytes() for step in seen for each in step}) == distinct
-        off = np.stack(seen) - LANDSCAPES[0].group_features
-        scale = LANDSCAPES[0].group_features.std(axis=0)
-        used = scale > 0
-        assert (off[..., used] / scale[used]).std() == pytest.approx(blur, rel=0.25)
-        assert not off[..., ~used].any()
+    settings = PracticeSettings(environments=4, episodes=5, updates=1, epochs=1, width=8, ascent=0, blur=blur)
+    monkeypatch.setattr(SelectionVecEnv, "step_wait", watched)
+    practise(LANDSCAPES[:1], settings, seed=0)
+    assert len(seen) == 20
+    assert len({each.tobytes() for each in seen}) == distinct
+    off = np.stack(seen) - LANDSCAPES[0].group_features
+    scale = LANDSCAPES[0].group_features.std(axis=0)
+    used = scale > 0
+    assert (off[..., used] / scale[used]).std() == pytest.approx(blur, rel=0.25)
+    assert not off[..., ~used].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"),
+    [
+        (PracticeSettings(ascent=5, cloning=7, updates=3), 5),
+        (PracticeSettings(ascent=5, cloning=7, updates=3, updates_after_ascent=2), 5 + 2),
+        (PracticeSettings(ascent=0, cloning=7, updates=3), 7 + 3),
+        (PracticeSettings(ascent=0, cloning=0, updates=3), 3),
+    ],
+)
+def test_ppo_follows_what_leaves_it_something_to_find(settings: PracticeSettings, updates: int) -> None:
+    seen: list[SelectionNetwork] = []
+    practise(LANDSCAPES, dataclasses.replace(settings, environments=3, width=8), seed=0, watch=seen.append)
+    assert len(seen) == updates
 
 
 def test_an_ascent_alone_finds_good_masks_of_several_tasks_at_all_preferences() -> None:
