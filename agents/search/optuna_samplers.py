@@ -22,13 +22,25 @@ from rewards.errors import InputError
 from rewards.objective import Axes
 
 
+@dataclass(frozen=True)
 class _OptunaSearch(ABC):
     """Maximises the utility, or without a preference both axes, with a sampler of Optuna.
 
     A budget counts distinct masks, and on a few toggles samplers soon repeat themselves. A repeat is replaced by the
     new mask nearest to it: telling the sampler the known answer again found no more, and took several times as long.
     That it knows the anchors before it starts was no help either.
+
+    Attributes:
+        startup: Random masks at the start, at least 1.
+
+    Raises:
+        InputError: If there are fewer.
     """
+
+    startup: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least("startup", self.startup, 1)
 
     @abstractmethod
     def sampler(self, seed: int) -> BaseSampler:
@@ -55,20 +67,9 @@ class _OptunaSearch(ABC):
 
 @dataclass(frozen=True)
 class TPE(_OptunaSearch):
-    """Tree-structured Parzen estimators (Bergstra et al. 2011), multivariate (Falkner et al., arXiv 1807.01774).
-
-    Attributes:
-        startup: Random masks at the start, at least 1.
-
-    Raises:
-        InputError: If there are fewer.
-    """
+    """Tree-structured Parzen estimators (Bergstra et al. 2011), multivariate (Falkner et al., arXiv 1807.01774)."""
 
     name: ClassVar[str] = "tpe"
-    startup: int = 10
-
-    def __post_init__(self) -> None:
-        _at_least("startup", self.startup, 1)
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new one of Optuna's samplers."""
@@ -132,19 +133,9 @@ class GP(_OptunaSearch):
     """A Gaussian process with log expected improvement, without a preference of the hypervolume (arXiv 2310.20708).
 
     Seconds for each mask once tens of them are known.
-
-    Attributes:
-        startup: Random masks at the start, at least 1.
-
-    Raises:
-        InputError: If there are fewer.
     """
 
     name: ClassVar[str] = "gp"
-    startup: int = 10
-
-    def __post_init__(self) -> None:
-        _at_least("startup", self.startup, 1)
 
     def sampler(self, seed: int) -> BaseSampler:
         """A new one of Optuna's samplers."""
