@@ -65,7 +65,8 @@ def finished_runs(settings: TransfersSettings) -> list[list[TransferRun]]:
     found: dict[tuple[str, ...], list[TransferRun]] = {}
     for name in named:
         run = _read(Path(name))
-        found.setdefault((run.result["task"]["id"], *run.command), []).append(run)
+        # Not the task's id, which has the seed in it.
+        found.setdefault((run.result["data"]["split_sha256"], *run.command), []).append(run)
     for runs in found.values():
         runs.sort(key=lambda run: run.seed)
         _refuse_twins(runs)
@@ -80,8 +81,16 @@ def _read(folder: Path) -> TransferRun:
         raise InputError(f"runs={folder} cannot be read: {str(error).splitlines()[0]}", _REMEDY) from error
     if not isinstance(result, dict) or result.get("job") != "transfer" or result.get("schema") != SCHEMA:
         raise InputError(f"runs={folder} is no transfer of schema {SCHEMA}", _REMEDY)
-    command = tuple(each for each in overrides if each.partition("=")[0].lstrip("+") not in _OF_A_RUN)
+    command = tuple(_typed(each) for each in overrides if each.partition("=")[0].lstrip("+") not in _OF_A_RUN)
     return TransferRun(command, result)
+
+
+def _typed(override: str) -> str:
+    """As it stands on a command line, where ``dst=`` is the target's ``env=``, and ``src=`` takes commas."""
+    key, _, value = override.partition("=")
+    if key == "src":
+        return f"src={','.join(yaml.safe_load(value))}"
+    return f"dst={value}" if key == "env" else override
 
 
 def _refuse_twins(runs: Sequence[TransferRun]) -> None:

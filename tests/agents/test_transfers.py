@@ -28,7 +28,8 @@ def result_of(seed: int, zero_shot: float, at_random: float) -> dict[str, Any]:
         "schema": 1,
         "job": "transfer",
         "seed": seed,
-        "task": {"id": "0123456789abcdef", "env": "isic", "groups": ["in", "down", "up"]},
+        "data": {"split_sha256": "5" * 64},
+        "task": {"id": f"{seed:016x}", "env": "isic", "groups": ["in", "down", "up"]},
         "selected": {"groups": ["in", "up"], "trainable_share": 0.25},
         "metrics": measured(0.6 + seed / 10),
         "axes": {"quality": 0.5, "privacy": 0.75, "utility": 0.625},
@@ -64,7 +65,7 @@ def test_the_page_has_means_and_every_seed(tmp_path: Path) -> None:
     assert (outcome.code, outcome.err, outcome.out) == (0, "", "wrote docs/transfers.md\n")
     text = (tmp_path / "docs" / "transfers.md").read_text(encoding="utf-8")
     assert "## chest_xray to isic, 3 toggles" in text
-    assert "python -m agents.transfer -m src=['chest_xray'] env=isic seed=0,1\n" in text
+    assert "python -m agents.transfer -m src=chest_xray dst=isic seed=0,1\n" in text
     assert "| transfer | 0.500 (0.250, 0.750) | 0.900 |" in text
     assert "| random | 0.100 | 0.100 |" in text
     words = " ".join(text.split())
@@ -90,13 +91,14 @@ def test_what_was_not_measurable_is_left_out(tmp_path: Path) -> None:
     assert "None" not in text
 
 
-def test_runs_of_other_commands_stand_apart(tmp_path: Path) -> None:
+def test_runs_of_other_commands_or_images_stand_apart(tmp_path: Path) -> None:
     first = run_of(tmp_path, result_of(0, 0.5, 0.5))
     run_of(tmp_path, result_of(1, 0.5, 0.5), ["src=['chest_xray']", "env=isic", "preference=0.9"])
+    run_of(tmp_path, result_of(2, 0.5, 0.5) | {"data": {"split_sha256": "6" * 64}})
     found = finished_runs(TransfersSettings("docs", str(tmp_path / "runs")))
-    assert [[run.seed for run in runs] for runs in found] == [[0], [1]]
+    assert [[run.seed for run in runs] for runs in found] == [[0], [1], [2]]
     (only,) = finished_runs(TransfersSettings("docs", "nowhere", [str(first)]))
-    assert only[0].command == ("src=['chest_xray']", "env=isic")
+    assert only[0].command == ("src=chest_xray", "dst=isic")
 
 
 def test_the_same_transfer_twice_is_refused(tmp_path: Path) -> None:
