@@ -19,7 +19,7 @@ class PracticeSettings:
         episodes: In each, between two updates.
         updates: How many.
         updates_after_ascent: How many in place of these after an ascent, of which more steps are worth more than PPO
-            after it (``docs/ablation.md``).
+            after it (``python -m agents.compare --config-name ablation`` compares them).
         epochs: Passes over the episodes of an update.
         learning_rate: Adam's, falling linearly to 0.
         clip_range: PPO's epsilon.
