@@ -30,7 +30,7 @@ from envs.task import Mask, content_hash
 from rewards.errors import InputError
 from rewards.objective import Axes, Objective
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Part of every run's identity: raise it when a change moves what some searcher asks for, so that none is reused."""
 
 Show = Callable[[str, int], None]

@@ -29,7 +29,7 @@ Bits = NDArray[np.bool_]
 Watch = Callable[[SelectionNetwork, TaskBelief], None]
 """Told after every round of measurements, with the policy that has practised on them."""
 
-_PREFERENCES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+_PREFERENCES = (0.5, 0.25, 0.75)
 _ENUMERATED = 10
 _ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, ascent=0, blur=0.0)
 
@@ -43,8 +43,10 @@ class DynaPPO:
     draws of the belief: a mask is worth measuring if it is expected to be good, or if little is known of it.
 
     With sources the policy comes from other tasks, and the first mask it asks for is the policy's own choice, made
-    before anything was measured here. The belief is then of two minds, see `BeliefMixture`: this task is like those
-    others, or nothing is known of it, which is never left out of what decides on the next measurement.
+    before anything was measured here. What it would choose at other preferences comes next: where the trade-off is
+    elsewhere than on the tasks before, the mask that is wanted may be the one chosen for another preference, far from
+    the first. The belief is then of two minds, see `BeliefMixture`: this task is like those
+    others, or nothing is known of it. Now one of them decides on what is measured next, now the other.
 
     Attributes:
         source: What was learned elsewhere; None to start from scratch.
@@ -114,7 +116,7 @@ class DynaPPO:
                 raise
 
         if self.source is not None and network is not None:
-            wanted = _PREFERENCES if problem.preference is None else (problem.preference,)
+            wanted = _PREFERENCES if problem.preference is None else (problem.preference, *_PREFERENCES)
             for chosen in dict.fromkeys(_choice(network, problem, w) for w in wanted):
                 if chosen not in asked:
                     ask([chosen])

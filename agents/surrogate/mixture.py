@@ -41,7 +41,8 @@ class BeliefMixture:
     itself and, where it is wrong, stays wrong for many measurements; one that knows nothing needs some, but follows
     what it sees. Both are held at once, in proportion to how likely each made the measurements.
 
-    What to measure is decided with more doubt than that, see `draws`.
+    What to measure next is decided by one of them at a time, as in Thompson's sampling (Biometrika 25, 1933), and with
+    more doubt than their credibilities say, see `draws`.
 
     Args:
         beliefs: At least one, about the same task, with the same masks known; equally credible at first. The last one
@@ -76,18 +77,17 @@ class BeliefMixture:
         return np.asarray(np.tensordot(self.credibilities, expected, axes=1))
 
     def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
-        """See `Belief.draws`; of each belief as many as it is credible, to the nearest whole number.
+        """See `Belief.draws`; all of them of one belief, which is drawn by the beliefs' credibilities.
 
-        Of the last never fewer than its share at first: where another belief sees nothing to gain, nothing is measured,
-        so measurements elsewhere, however well they were foretold, do not speak for it there.
+        So each decision is made as if one belief were true, and none is made by a belief that gains nothing anywhere:
+        it would only water down what the others hope for. The last belief is drawn no more seldom than at first: where
+        another sees nothing to gain, nothing is measured, so measurements elsewhere, however well they were foretold,
+        do not speak for it there.
         """
         shares = self.credibilities
         least = 1 / len(shares)
         if shares[-1] < least:
             shares[:-1] *= (1 - least) / shares[:-1].sum()
             shares[-1] = least
-        upto = np.rint(np.cumsum(shares) * count).astype(int)
-        counts = np.diff(upto, prepend=0).tolist()
-        return np.concatenate(
-            [belief.draws(masks, n, rng) for belief, n in zip(self._beliefs, counts, strict=True) if n]
-        )
+        drawn = rng.choice(len(shares), p=shares)
+        return self._beliefs[drawn].draws(masks, count, rng)

@@ -77,16 +77,17 @@ def test_the_choice_leaves_out_what_is_frozen() -> None:
     assert asked == tuple(on and i != toggle for i, on in enumerate(first))
 
 
-def test_without_a_preference_it_chooses_for_several_first() -> None:
+@pytest.mark.parametrize(("preference", "first"), [(None, ()), (0.9, (0.9,))])
+def test_what_it_chooses_at_other_preferences_comes_next(preference: float | None, first: tuple[float, ...]) -> None:
     target, searcher = invented(6, 0), dataclasses.replace(SEARCHER, source=source())
     features = target.group_features, target.task_features
     choices = [
         tuple(bool(p > 0.5) for p in selection_probabilities(source().network(0), *features, w))
-        for w in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+        for w in (*first, 0.5, 0.25, 0.75)
     ]
     different = list(dict.fromkeys(choices))
-    assert len(different) > 1
-    assert target.asked(searcher, budget=len(different) + 2, preference=None)[: len(different)] == different
+    assert len(different) > 1 + len(first)
+    assert target.asked(searcher, budget=len(different) + 2, preference=preference)[: len(different)] == different
 
 
 @pytest.mark.parametrize("preference", [0.5, None])

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import binomtest, multivariate_normal
 
 from agents.surrogate.belief import NOTHING_KNOWN, Belief, Prior, as_arrays
 from agents.surrogate.mixture import BeliefMixture
@@ -58,7 +59,19 @@ def test_beliefs_are_equally_credible_until_one_foretells_better() -> None:
     assert mixture.credibilities[0] > max(first[0], 0.9)
 
 
-def test_what_it_expects_is_the_credible_mean_and_its_draws_come_from_both() -> None:
+def drawn_from(mixture: BeliefMixture, beliefs: Sequence[Belief], seed: int) -> list[int]:
+    """Which beliefs could have given the draws of a decision."""
+    draws = mixture.draws(MASKS, 6, np.random.default_rng(seed))
+    candidates = []
+    for i, one in enumerate(beliefs):
+        rng = np.random.default_rng(seed)
+        rng.choice(len(beliefs), p=np.full(len(beliefs), 1 / len(beliefs)))  # which belief it is takes one number
+        if np.array_equal(draws, one.draws(MASKS, 6, rng)):
+            candidates.append(i)
+    return candidates
+
+
+def test_what_it_expects_is_the_credible_mean() -> None:
     beliefs = [belief(knowing(-0.3)), belief(knowing())]
     mixture = BeliefMixture(beliefs)
     mixture.observe(some(1))
@@ -66,40 +79,37 @@ def test_what_it_expects_is_the_credible_mean_and_its_draws_come_from_both() -> 
     assert weights[0] < 0.5
     expected = weights[0] * beliefs[0].axes(MASKS) + weights[1] * beliefs[1].axes(MASKS)
     np.testing.assert_allclose(mixture.axes(MASKS), expected)
-    draws = mixture.draws(MASKS, 40, np.random.default_rng(0))
-    assert draws.shape == (40, 32, 2)
-    first = round(40 * weights[0])
-    assert 0 < first < 40
-    rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(draws[:first], beliefs[0].draws(MASKS, first, rng))
-    np.testing.assert_array_equal(draws[first:], beliefs[1].draws(MASKS, 40 - first, rng))
     assert mixture.known == beliefs[0].known == beliefs[1].known
 
 
+def test_a_decisions_draws_are_of_one_belief_and_as_often_of_each_as_it_is_credible() -> None:
+    beliefs = [belief(knowing(-0.3)), belief(knowing())]
+    mixture = BeliefMixture(beliefs)
+    mixture.observe(some(1))
+    weights = mixture.credibilities
+    assert 0.1 < weights[0] < 0.5
+    decisions = 400
+    of = [drawn_from(mixture, beliefs, seed) for seed in range(decisions)]
+    assert all(len(each) == 1 for each in of)
+    assert binomtest(of.count([0]), decisions, weights[0]).pvalue > 0.01
+
+
 def test_a_belief_that_nothing_speaks_for_is_not_drawn_from() -> None:
-    mixture = BeliefMixture([belief(knowing(3.0)), belief(knowing())])
+    beliefs = [belief(knowing(3.0)), belief(knowing())]
+    mixture = BeliefMixture(beliefs)
     mixture.observe(some(12))
     assert mixture.credibilities[0] < 1e-6
-    alone = belief(knowing())
-    alone.observe(some(12))
-    draws = mixture.draws(MASKS, 10, np.random.default_rng(1))
-    np.testing.assert_array_equal(draws, alone.draws(MASKS, 10, np.random.default_rng(1)))
+    assert [drawn_from(mixture, beliefs, seed) for seed in range(50)] == 50 * [[1]]
 
 
 def test_the_doubting_belief_is_drawn_from_however_well_another_foretells() -> None:
-    mixture = BeliefMixture([belief(knowing()), belief(knowing()), belief(NOTHING_KNOWN), belief(knowing(3.0))])
+    beliefs = [belief(knowing()), belief(knowing(0.1)), belief(NOTHING_KNOWN), belief(knowing(3.0))]
+    mixture = BeliefMixture(beliefs)
     mixture.observe(some(12))
     sure = mixture.credibilities
     assert sure[3] < 1e-6
-    np.testing.assert_allclose(sure[0], sure[1])
-    draws = mixture.draws(MASKS, 80, np.random.default_rng(2))
-    rng, known = np.random.default_rng(2), [belief(knowing()), belief(knowing()), belief(NOTHING_KNOWN)]
-    for one in known:
-        one.observe(some(12))
-    counts = np.diff(np.rint(np.cumsum(0.75 * sure[:3] / sure[:3].sum()) * 80).astype(int), prepend=0)
-    assert counts.sum() == 60
-    expected = [one.draws(MASKS, n, rng) for one, n in zip(known, counts.tolist(), strict=True) if n]
-    np.testing.assert_array_equal(draws[:60], np.concatenate(expected))
-    doubting = belief(knowing(3.0))
-    doubting.observe(some(12))
-    np.testing.assert_array_equal(draws[60:], doubting.draws(MASKS, 20, rng))
+    decisions = 400
+    of = [drawn_from(mixture, beliefs, seed) for seed in range(decisions)]
+    assert all(len(each) == 1 for each in of)
+    assert binomtest(of.count([3]), decisions, 0.25).pvalue > 0.01
+    assert binomtest(of.count([0]), decisions, 0.75 * sure[0] / sure[:3].sum()).pvalue > 0.01
