@@ -79,6 +79,8 @@ VARIANTS: Mapping[str, Factory] = {
         "policy_without_blur",
         "policy_without_smoothing",
         "policy_without_task",
+        "policy_without_others",
+        "policy_without_doubt",
     )
 }
 """The policy with one of its parts changed each, for ablations."""

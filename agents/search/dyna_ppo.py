@@ -29,7 +29,6 @@ Bits = NDArray[np.bool_]
 Watch = Callable[[SelectionNetwork, TaskBelief], None]
 """Told after every round of measurements, with the policy that has practised on them."""
 
-_PREFERENCES = (0.5, 0.25, 0.75)
 _ENUMERATED = 10
 _ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, ascent=0, blur=0.0)
 
@@ -54,6 +53,8 @@ class DynaPPO:
         final: How it practises after the last.
         draws: Of the belief, for each decision.
         proposals: Masks that the policy proposes in each round, where there are too many to list them all.
+        others: Preferences at which the policy's choice is asked for besides the one that is searched for.
+        doubts: Whether the belief holds, besides what the sources tell, that nothing is known.
         name: ``policy`` for one with a source, in comparisons.
         logger: Takes PPO's own diagnostics; whoever watches writes them down.
     """
@@ -63,6 +64,8 @@ class DynaPPO:
     final: PracticeSettings = field(default_factory=lambda: dataclasses.replace(_ON_ONE_TASK, updates=150))
     draws: int = 128
     proposals: int = 256
+    others: tuple[float, ...] = (0.5, 0.25, 0.75)
+    doubts: bool = True
     logger: Logger | None = None
     name: str = "dyna_ppo"
 
@@ -94,7 +97,8 @@ class DynaPPO:
         ignorant = Belief(NOTHING_KNOWN, *seen, adapt=True)
         if self.source is None or not self.source.sources:
             return ignorant
-        return BeliefMixture([Belief(self.source.prior(seed), *seen, adapt=False), ignorant])
+        told = Belief(self.source.prior(seed), *seen, adapt=False)
+        return BeliefMixture([told, ignorant]) if self.doubts else told
 
     def _measure(
         self, problem: SearchProblem, seed: int, watch: Watch | None, belief: TaskBelief | None = None
@@ -116,7 +120,7 @@ class DynaPPO:
                 raise
 
         if self.source is not None and network is not None:
-            wanted = _PREFERENCES if problem.preference is None else (problem.preference, *_PREFERENCES)
+            wanted = self.others if problem.preference is None else (problem.preference, *self.others)
             for chosen in dict.fromkeys(_choice(network, problem, w) for w in wanted):
                 if chosen not in asked:
                     ask([chosen])

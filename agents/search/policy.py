@@ -10,7 +10,7 @@ from agents.search.dyna_ppo import DynaPPO
 from agents.source_policy import SourcePolicy
 from rewards.errors import InputError
 
-Change = Callable[[SourcePolicy], SourcePolicy]
+Change = Callable[[DynaPPO], DynaPPO]
 
 
 def policy_of(experiences: Sequence[Experience]) -> DynaPPO:
@@ -34,14 +34,21 @@ def variant_of(name: str, experiences: Sequence[Experience]) -> DynaPPO:
 def _policy(experiences: Sequence[Experience], name: str, change: Change) -> DynaPPO:
     if not experiences:
         raise InputError(f"searcher={name} has nothing to learn from", "name sources, or choose dyna_ppo")
-    return DynaPPO(source=change(SourcePolicy(tuple(experiences))), name=name)
+    return change(DynaPPO(source=SourcePolicy(tuple(experiences)), name=name))
+
+
+def _source(change: Callable[[SourcePolicy], SourcePolicy]) -> Change:
+    def changed(whole: DynaPPO) -> DynaPPO:
+        assert whole.source is not None
+        return dataclasses.replace(whole, source=change(whole.source))
+
+    return changed
 
 
 def _practice(**settings: float) -> Change:
-    def change(whole: SourcePolicy) -> SourcePolicy:
-        return dataclasses.replace(whole, practice=dataclasses.replace(whole.practice, **settings))  # type: ignore[arg-type]
-
-    return change
+    return _source(
+        lambda source: dataclasses.replace(source, practice=dataclasses.replace(source.practice, **settings))  # type: ignore[arg-type]
+    )
 
 
 VARIANTS: Mapping[str, Change] = {
@@ -50,9 +57,12 @@ VARIANTS: Mapping[str, Change] = {
     "policy_without_ascent": _practice(ascent=0, cloning=0),
     "policy_cloned": _practice(ascent=0),
     "policy_without_blur": _practice(blur=0.0),
-    "policy_without_smoothing": lambda whole: dataclasses.replace(whole, smooth=False),
-    "policy_without_task": lambda whole: dataclasses.replace(whole, blind=True),
+    "policy_without_smoothing": _source(lambda source: dataclasses.replace(source, smooth=False)),
+    "policy_without_task": _source(lambda source: dataclasses.replace(source, blind=True)),
+    "policy_without_others": lambda whole: dataclasses.replace(whole, others=()),
+    "policy_without_doubt": lambda whole: dataclasses.replace(whole, doubts=False),
 }
 """What an ablation changes: half of the ascent with PPO after it; half of the ascent; PPO alone; behaviour cloning with
 PPO after it. And what it leaves out: noise on features; the model of each source, whose bare measurements are then
-practised on; the description of the task."""
+practised on; the description of the task; asking for what the policy chooses at other preferences; the belief that
+nothing is known of the task."""

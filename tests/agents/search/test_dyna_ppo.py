@@ -13,7 +13,7 @@ from agents.policy import selection_probabilities
 from agents.practice import learner
 from agents.practice.landscape import Landscape
 from agents.practice.settings import PracticeSettings
-from agents.search import dyna_ppo
+from agents.search import VARIANTS, dyna_ppo, find_searcher, policy
 from agents.search.base import SearchProblem
 from agents.search.dyna_ppo import DynaPPO
 from agents.search.policy import policy_of
@@ -207,3 +207,30 @@ def test_the_policy_has_something_to_learn_from() -> None:
     assert made.name == "policy"
     assert made.source is not None
     assert [each.task for each in made.source.sources] == ["task"]
+
+
+def test_each_variant_of_the_policy_changes_one_thing() -> None:
+    experiences = [invented(6, 11).experience("task")]
+    whole = policy_of(experiences)
+    assert set(policy.VARIANTS) == set(VARIANTS), "those that are known are those that can be asked for"
+    for name in VARIANTS:
+        variant = find_searcher(name, experiences)
+        assert isinstance(variant, DynaPPO)
+        assert variant.name == name
+        differing = {
+            field.name
+            for field in dataclasses.fields(DynaPPO)
+            if getattr(variant, field.name) != getattr(whole, field.name)
+        }
+        assert len(differing) == 2, f"the name, and one of {differing}"
+
+
+def test_without_the_others_or_without_doubt_it_asks_for_something_else() -> None:
+    target, whole = invented(6, 0), dataclasses.replace(SEARCHER, source=source())
+    asked = target.asked(whole, budget=8, preference=0.9)
+    alone = target.asked(dataclasses.replace(whole, others=()), budget=8, preference=0.9)
+    sure = dataclasses.replace(whole, doubts=False)
+    assert alone[0] == asked[0]
+    assert alone[1] != asked[1]
+    assert isinstance(sure.belief(problem_of(target, 8), 0), Belief)
+    assert target.asked(sure, budget=8, preference=0.9) != asked
