@@ -41,6 +41,9 @@ class DynaPPO:
     is measured next is, among what the policy proposes, the mask of which the most improvement is expected over the
     draws of the belief: a mask is worth measuring if it is expected to be good, or if little is known of it.
 
+    From scratch, where toggles are few, each is measured alone before any other mask, the most promising first: what is
+    hoped of a mask with many of them is worth little before it was seen what each does.
+
     With sources the policy comes from other tasks, and the first mask it asks for is the policy's own choice, made
     before anything was measured here. What it would choose at other preferences comes next: where the trade-off is
     elsewhere than on the tasks before, the mask that is wanted may be the one chosen for another preference, far from
@@ -172,6 +175,10 @@ class DynaPPO:
         """Masks worth a thought that were not measured yet, ``(n, g)``; none if there are no others."""
         free = np.asarray(problem.free, dtype=np.intp)
         if len(free) <= _ENUMERATED:
+            alone = np.eye(problem.toggles, dtype=bool)[free].tolist()
+            unscreened = [mask for mask in map(tuple, alone) if mask not in asked]
+            if self.source is None and unscreened:
+                return np.asarray(unscreened, dtype=bool)
             bits = (np.arange(2 ** len(free))[:, None] >> np.arange(len(free))) & 1
         else:
             assert network is not None

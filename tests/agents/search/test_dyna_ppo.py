@@ -105,6 +105,19 @@ def test_it_finds_more_than_random_search(preference: float | None) -> None:
     assert fmean(mine) > fmean(others) + 0.01
 
 
+@pytest.mark.parametrize("preference", [0.5, None])
+def test_from_scratch_each_toggle_is_measured_alone_first(preference: float | None) -> None:
+    target, frozen = invented(6, 0), tuple(i == 4 for i in range(6))
+    asked = target.asked(SEARCHER, budget=8, preference=preference, parallel=3, frozen=frozen)
+    alone = {tuple(i == toggle for i in range(6)) for toggle in (0, 1, 2, 3, 5)}
+    assert set(asked[:5]) == alone
+    assert len(asked) == 8
+    assert not set(asked[5:]) & alone
+    # Where more is known the choices of a policy come first, and nothing else is put off.
+    told = target.asked(dataclasses.replace(SEARCHER, source=source()), budget=8, preference=preference, frozen=frozen)
+    assert not alone <= set(told)
+
+
 def test_beyond_enumeration_the_policy_proposes() -> None:
     """Of 4096 masks, some of which must stay off."""
     mine, others = [], []
@@ -138,7 +151,7 @@ class OneByOne:
 
 
 def test_what_a_batch_that_broke_off_has_answered_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget of 6 in batches of 4: the second is answered in half."""
+    """A budget of 5 where four are measured side by side, then the last two of the six alone: of these one is answered."""
     beliefs: list[Belief] = []
     init = Belief.__init__
 
@@ -156,10 +169,10 @@ def test_what_a_batch_that_broke_off_has_answered_is_learned_from(monkeypatch: p
 
     monkeypatch.setattr(dyna_ppo, "practise", watched)
     listening = OneByOne(invented(6, 0).evaluator)
-    problem = problem_of(invented(6, 0), 6, evaluator=BudgetedEvaluator(listening, 6), parallel=4)
+    problem = problem_of(invented(6, 0), 5, evaluator=BudgetedEvaluator(listening, 5), parallel=4)
     rounds: list[int] = []
     network = SEARCHER.learn(problem, 0, lambda policy, belief: rounds.append(len(belief.known)))
-    assert len(set(listening.answered)) == 6
+    assert len(set(listening.answered)) == 5
     assert practised[-1] == {*listening.answered, (False,) * 6, (True,) * 6}
     assert rounds == [2, 6]
     assert network.layout.width == 24
