@@ -151,7 +151,7 @@ class OneByOne:
 
 
 def test_what_a_batch_that_broke_off_has_answered_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget of 5 where four are measured side by side, then the last two of the six alone: of these one is answered."""
+    """A budget of 5, and four side by side: of the last two toggles, which come next, one alone is answered."""
     beliefs: list[Belief] = []
     init = Belief.__init__
 
