@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from envs.course import set_values, values
 from envs.hooks import Hooks
@@ -20,8 +20,8 @@ from envs.mitigations.base import Mitigation, Situation, Stage, Treatment, withi
 class MovingAverage(Mitigation):
     """What the fine-tune ends with is an exponential moving average of the parameters that learn.
 
-    Ho et al., arXiv 2006.11239, appendix B; the average is diffusers' ``EMAModel``. After the first step it is what
-    that step led to, and in step n > 1 it keeps min(decay, 1 - n^-power) of itself, so that the base model weighs
+    Ho et al., arXiv 2006.11239, appendix B, with the warm-up of diffusers' ``EMAModel``. After the first step it is
+    what that step led to, and in step n > 1 it keeps min(decay, 1 - n^-power) of itself, so that the base model weighs
     nothing: n^power steps count, of the 120 of the embedded backbone's budget the last 36. What a method adds is
     averaged factor by factor, as everywhere. In Iterative Ensemble Training each learner has its own average, and
     in every round the averages are averaged as the weights are (Liu et al., ECCV 2024).
@@ -60,34 +60,31 @@ class Average(Hooks):
 
     def __init__(self, decay: float, power: float) -> None:
         self._decay, self._power = decay, power
-        self._model: EMAModel | None = None
+        self._average: list[Tensor] = []
+        self._steps = 0
 
     def optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """See `Hooks.optimizer`; its parameters are what is averaged, and it goes back as it came."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._model = EMAModel(parameters, self._decay, use_ema_warmup=True, power=self._power, foreach=True)
+        self._average = values([parameter for group in optimizer.param_groups for parameter in group["params"]])
         return optimizer
 
     def stepped(self, parameters: Sequence[nn.Parameter]) -> None:
         """See `Hooks.stepped`."""
-        self._average.step(parameters)
+        self._steps += 1
+        update = get_ema_multi_avg_fn(min(self._decay, 1 - self._steps**-self._power))
+        # In one pass over the weights; EMAModel takes two and memory of the weights' size, a tenth of a small step.
+        update(self._average, [parameter.detach() for parameter in parameters], None)
 
     def shared(self) -> list[Tensor]:
         """See `Hooks.shared`."""
-        return list(self._average.shadow_params)
+        return self._average
 
     @contextmanager
     def delivered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """See `Hooks.delivered`."""
         own = values(parameters)
-        self._average.copy_to(parameters)
+        set_values(parameters, self._average)
         try:
             yield
         finally:
             set_values(parameters, own)
-
-    @property
-    def _average(self) -> EMAModel:
-        if self._model is None:
-            raise RuntimeError("an average belongs to a learner: its optimizer comes first")
-        return self._model
