@@ -106,13 +106,17 @@ def _chosen(run: TransferRun) -> str:
 
 
 def _judged(runs: Sequence[TransferRun]) -> str:
-    rows = []
+    rows, without = [], []
     for name in runs[0].result["metrics"]:
         by_model = [[models[model].get(name, {}) for models in map(_metrics, runs)] for model in _MODELS]
         cells = [_cell([found.get("value") for found in of_seeds], ".3g") for of_seeds in by_model]
         null = _cell([found.get("null") for found in by_model[1]], ".3g")
-        rows.append((f"`{name}`", *cells, null))
-    return table(("metric", *_MODELS, "null"), rows)
+        if any(cells):
+            rows.append((f"`{name}`", *cells, null))
+        else:
+            notes = dict.fromkeys(found.get("note", "") for of_seeds in by_model for found in of_seeds)
+            without.append(f"`{name}` has no value: {'; '.join(filter(None, notes)) or 'nobody says why'}.\n")
+    return "\n".join([table(("metric", *_MODELS, "null"), rows), *without])
 
 
 def _metrics(run: TransferRun) -> dict[str, dict[str, Any]]:

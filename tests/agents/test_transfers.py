@@ -91,6 +91,19 @@ def test_what_was_not_measurable_is_left_out(tmp_path: Path) -> None:
     assert "None" not in text
 
 
+def test_a_metric_without_a_value_anywhere_is_told_with_its_reason(tmp_path: Path) -> None:
+    result, nothing = result_of(0, 0.5, 0.5), {"value": None, "null": None, "note": "inverted 0 of 8"}
+    for metrics in (result["metrics"], *(each["metrics"] for each in result["anchors"].values())):
+        metrics["inversion"] = dict(nothing)
+        metrics["kid"] = {**nothing, "note": "too few"}
+    result["anchors"]["full"]["metrics"]["kid"]["value"] = 0.125
+    run_of(tmp_path, result)
+    assert transfers(folder=tmp_path).code == 0
+    text = (tmp_path / "docs" / "transfers.md").read_text(encoding="utf-8")
+    assert "`inversion` has no value: inverted 0 of 8.\n" in text
+    assert "| `kid` |  |  | 0.125 |  |" in text
+
+
 def test_runs_of_other_commands_or_images_stand_apart(tmp_path: Path) -> None:
     first = run_of(tmp_path, result_of(0, 0.5, 0.5))
     run_of(tmp_path, result_of(1, 0.5, 0.5), ["src=['chest_xray']", "env=isic", "preference=0.9"])
