@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,13 +133,14 @@ class Session:
         paid = self.evaluator.paid
         evaluator = CachedEvaluator(shared, self.store, self.bench.search, self.folder.id, record, paid)
         self._evaluators.append(evaluator)
+        budgeted = BudgetedEvaluator(evaluator, self.settings.budget.evaluations)
         with suppress(BudgetSpent):
-            searcher.search(self._problem(BudgetedEvaluator(evaluator, self.settings.budget.evaluations)), seed)
-        return self._curve(answers.values())
+            searcher.search(self._problem(budgeted), seed)
+        return self._curve(_as_asked(budgeted, answers))
 
     def zero_shot_utility(self) -> float | None:
         """Of the first mask that the search asked for; None if its evaluation failed."""
-        first = next(iter(self.evaluations.values()))
+        first = self._answered()[0]
         return named_axes(self.objective, first, self.settings.preference)["utility"]
 
     def best_of_table(self) -> float | None:
@@ -151,16 +152,16 @@ class Session:
 
     def curve(self) -> list[tuple[int, float]]:
         """The same of the run's own search."""
-        return self._curve(self.evaluations.values())
+        return self._curve(self._answered())
 
     def axes(self, evaluation: Evaluation) -> dict[str, float | None]:
         """``quality``, ``privacy`` and ``utility`` of an evaluation of the search, at the run's preference."""
         return named_axes(self.objective, evaluation, self.settings.preference)
 
     def scored(self) -> list[Scored]:
-        """What the search has measured so far, in the order of the answers, without the failures."""
+        """What the search has measured so far, in the order in which it asked, without the failures."""
         scored = []
-        for evaluation in self.evaluations.values():
+        for evaluation in self._answered():
             with suppress(NotMeasuredError):
                 axes = self.objective.axes(evaluation.metrics)
                 scored.append(Scored(evaluation, axes, self.objective.utility(axes, self.settings.preference)))
@@ -212,6 +213,9 @@ class Session:
     def close(self) -> None:
         """Ends worker processes."""
         self.evaluator.close()
+
+    def _answered(self) -> list[Evaluation]:
+        return _as_asked(self.budgeted, self.evaluations)
 
     def _problem(self, evaluator: Evaluator) -> SearchProblem:
         bench = self.bench
@@ -274,6 +278,11 @@ def frozen_mask(names: Sequence[str], groups: Sequence[str]) -> Mask:
     if set(names) >= set(groups):
         raise InputError("every group is frozen", "leave at least one out of frozen")
     return tuple(group in names for group in groups)
+
+
+def _as_asked(budgeted: BudgetedEvaluator, answers: Mapping[Schedule, Evaluation]) -> list[Evaluation]:
+    """Workers answer as they get done; in this order a run is the same however many there are, or from the store."""
+    return [answers[schedule] for schedule in budgeted.granted if schedule in answers]
 
 
 def _line(evaluation: Evaluation) -> str:

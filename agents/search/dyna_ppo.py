@@ -27,7 +27,7 @@ from rewards.objective import Axes
 
 Bits = NDArray[np.bool_]
 Watch = Callable[[SelectionNetwork, TaskBelief], None]
-"""Told after every round of measurements, with the policy that has practised on them."""
+"""Told after every round of measurements, with the policy, which has practised on them or has more to ask for first."""
 
 _ENUMERATED = 10
 _ON_ONE_TASK = PracticeSettings(environments=64, episodes=4, ascent=0, blur=0.0)
@@ -124,9 +124,11 @@ class DynaPPO:
 
         if self.source is not None and network is not None:
             wanted = self.others if problem.preference is None else (problem.preference, *self.others)
-            for chosen in dict.fromkeys(_choice(network, problem, w) for w in wanted):
-                if chosen not in asked:
-                    ask([chosen])
+            choices = list(dict.fromkeys(_choice(network, problem, w) for w in wanted))
+            for start in range(0, len(choices), problem.parallel):
+                if start and watch is not None:
+                    watch(network, belief)
+                ask(choices[start : start + problem.parallel])
         number = 0
         while True:
             if len(problem.free) > _ENUMERATED or watch is not None:

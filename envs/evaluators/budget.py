@@ -31,7 +31,7 @@ class BudgetedEvaluator:
         if limit < 1:
             raise InputError(f"budget.evaluations={limit}", "set it to 1 or more")
         self.inner, self.limit = inner, limit
-        self._granted: set[Schedule] = set()
+        self._granted: dict[Schedule, None] = {}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -43,6 +43,11 @@ class BudgetedEvaluator:
         """How many new schedules may still be asked for."""
         return self.limit - len(self._granted)
 
+    @property
+    def granted(self) -> tuple[Schedule, ...]:
+        """The distinct schedules in the order in which they were asked for, whenever their answers come."""
+        return tuple(self._granted)
+
     def evaluate_iter(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, Evaluation]]:
         """See `Evaluator.evaluate_iter`.
 
@@ -52,7 +57,7 @@ class BudgetedEvaluator:
         granted = []
         for index, schedule in enumerate(schedules):
             if self.remaining:
-                self._granted.add(schedule)
+                self._granted.setdefault(schedule)
             if schedule in self._granted:
                 granted.append(index)
         for position, evaluation in self.inner.evaluate_iter([schedules[index] for index in granted]):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -55,12 +55,21 @@ class Chosen:
             problem.ask(self.masks[start : start + 2])
 
 
+class Backwards(SyntheticEvaluator):
+    """The last of a batch is answered first."""
+
+    def evaluate_iter(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, Evaluation]]:
+        yield from reversed(list(super().evaluate_iter(schedules)))
+
+
 @contextmanager
-def session(folder: Path, *overrides: str) -> Iterator[tuple[Session, list[tuple[str, int]]]]:
+def session(
+    folder: Path, *overrides: str, evaluator: Callable[[SelectionTask], Evaluator] = flat
+) -> Iterator[tuple[Session, list[tuple[str, int]]]]:
     with hydra.initialize_config_module("conf", version_base="1.3"):
         config: DictConfig = hydra.compose("train", overrides=["evaluator=synthetic", *overrides])
     settings = read_settings(config, TrainSettings)
-    bench = dataclasses.replace(prepare(settings), make_evaluator=flat)
+    bench = dataclasses.replace(prepare(settings), make_evaluator=evaluator)
     shown: list[tuple[str, int]] = []
     with (
         closing(EvaluationStore(folder / "store.sqlite")) as store,
@@ -153,6 +162,23 @@ def test_a_rival_has_a_budget_of_its_own_and_its_finds_are_its_own(tmp_path: Pat
         assert opened.best_of_table() is None
         assert opened.zero_shot_utility() == pytest.approx(flat_utility)
         assert ("chosen", 3) in shown
+
+
+def test_finds_are_in_the_order_of_asking_whichever_is_answered_first(tmp_path: Path) -> None:
+    keys = ("00001111", "10000000", "11110000", "01000000")
+    with (
+        session(tmp_path / "a", evaluator=lambda task: SyntheticEvaluator(task.groups)) as (one, _),
+        session(tmp_path / "b", evaluator=lambda task: Backwards(task.groups)) as (other, _),
+    ):
+        for opened in (one, other):
+            Chosen(*keys).search(opened.problem(), 0)
+        assert list(other.evaluations) != list(one.evaluations)
+        assert [each.evaluation.schedule.key for each in other.scored()] == list(keys)
+        assert other.curve() == one.curve()
+        assert len(dict(one.curve())) == 4
+        assert other.zero_shot_utility() == one.zero_shot_utility() == one.curve()[0][1]
+        rivals = [opened.rival(Chosen(*keys[::-1]), seed=0) for opened in (one, other)]
+        assert rivals[0] == rivals[1] != one.curve()
 
 
 def test_frozen_names_are_looked_up(tmp_path: Path) -> None:

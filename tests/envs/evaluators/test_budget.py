@@ -30,6 +30,7 @@ def test_repeats_are_free_and_the_rest_of_the_budget_is_used_before_it_raises() 
     evaluate_many(budgeted, [A, B, C])
     with pytest.raises(BudgetSpent):
         evaluate_many(budgeted, [D])
+    assert budgeted.granted == (A, B, C)
 
 
 @given(st.lists(st.lists(st.integers(0, 15), max_size=6), max_size=8), st.integers(1, 6))
