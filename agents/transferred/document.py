@@ -139,7 +139,8 @@ def _origin(runs: Sequence[TransferRun]) -> str:
     seconds = [run.result["evaluations"]["seconds"] for run in runs]
     counts = sum(run.result["evaluations"]["distinct"] for run in runs)
     return (
-        f"{counts} distinct evaluations, {fmean(seconds) / 60:.0f} minutes of fine-tuning a run. {'; '.join(origins)}."
+        f"{counts} distinct evaluations; {fmean(seconds) / 60:.0f} minutes a run for those that the store did not have. "
+        f"{'; '.join(origins)}."
     )
 
 
