@@ -139,7 +139,7 @@ def _origin(runs: Sequence[TransferRun]) -> str:
     seconds = [run.result["evaluations"]["seconds"] for run in runs]
     counts = sum(run.result["evaluations"]["distinct"] for run in runs)
     return (
-        f"{counts} distinct evaluations; {fmean(seconds) / 60:.0f} minutes a run for those that the store did not have. "
+        f"{counts} distinct evaluations; {fmean(seconds) / 60:.0f} minutes a run for what was not stored. "
         f"{'; '.join(origins)}."
     )
 

@@ -73,7 +73,7 @@ def test_the_page_has_means_and_every_seed(tmp_path: Path) -> None:
     assert "| `membership` | 0.5 | 0.65 (0.6, 0.7) | 0.9 | 0.5 |" in text
     assert "0: `in`, `up` (25.0%); 1: `in`, `up` (25.0%)." in words
     assert "quality 0.500, privacy 0.750 and utility 0.625" in words
-    assert "20 distinct evaluations; 2 minutes a run for those that the store did not have." in words
+    assert "20 distinct evaluations; 2 minutes a run for what was not stored." in words
 
 
 def test_what_was_not_measurable_is_left_out(tmp_path: Path) -> None:
