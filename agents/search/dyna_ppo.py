@@ -47,8 +47,8 @@ class DynaPPO:
     With sources the policy comes from other tasks, and the first mask it asks for is the policy's own choice, made
     before anything was measured here. What it would choose at other preferences comes next: where the trade-off is
     elsewhere than on the tasks before, the mask that is wanted may be the one chosen for another preference, far from
-    the first. The belief is then of two minds, see `BeliefMixture`: this task is like those
-    others, or nothing is known of it. Now one of them decides on what is measured next, now the other.
+    the first. The belief is then of two minds, see `BeliefMixture`: this task is like those others, or nothing is known
+    of it. Now one of them decides on what is measured next, now the other.
 
     Attributes:
         source: What was learned elsewhere; None to start from scratch.

@@ -79,10 +79,10 @@ class BeliefMixture:
     def draws(self, masks: Bits, count: int, rng: np.random.Generator) -> Floats:
         """See `Belief.draws`; all of them of one belief, which is drawn by the beliefs' credibilities.
 
-        So each decision is made as if one belief were true, and none is made by a belief that gains nothing anywhere:
-        it would only water down what the others hope for. The last belief is drawn no more seldom than at first: where
-        another sees nothing to gain, nothing is measured, so measurements elsewhere, however well they were foretold,
-        do not speak for it there.
+        Each decision is made as if one belief were true. Draws of several at once would water down what one hopes for
+        with another's certainty that there is nothing to gain. The last belief is drawn no more seldom than at first:
+        where another sees nothing to gain, nothing is measured, so measurements elsewhere, however well they were
+        foretold, do not speak for it there.
         """
         shares = self.credibilities
         least = 1 / len(shares)
