@@ -57,6 +57,7 @@ def main(config: DictConfig) -> None:
         with folder, _interruption_explained(folder):
             print(f"run {folder.path}", flush=True)
             summary = finetune(settings, place, accelerator, folder, state)
+    accelerator.end_training()
     above = ", ".join(above_null(summary["metrics"]))
     print(
         f"{summary['stop']['words']}\n"
@@ -106,6 +107,8 @@ def _follow(settings: FinetuneSettings, place: Workplace, accelerator: Accelerat
         place.trainer.load(state)
     ended = state is not None and bool(state.numbers["ended"])
     fit(place.trainer, settings.training, accelerator, None, ended=ended, show=lambda _: None)
+    # Left to the interpreter's exit, the group's threads may abort it, and the launcher then ends the others too.
+    accelerator.end_training()
 
 
 @contextmanager
