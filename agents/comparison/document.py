@@ -71,10 +71,10 @@ def _introduction(scores: Scores) -> str:
         searches.append("for the whole Pareto front")
     return "\n".join(
         [
-            "# Searchers against each other\n",
+            f"# {settings.title}\n",
             prose(
-                f"""`make compare` (`python -m agents.compare`) made these runs ({when}) and wrote this page from their
-                files; nothing here is written by hand. Tables: {", ".join(scores.tables)}. In these every mask was
+                f"""`{settings.command}` made these runs ({when}) and wrote this page from their files; nothing here is
+                written by hand. Tables: {", ".join(scores.tables)}. In these every mask was
                 measured, so that the best one is known, with what it owes to luck ([tables.md](tables.md)). Data
                 sources: {sources}."""
             ),

@@ -28,6 +28,8 @@ class CompareSettings:
         preferences: Weights of privacy; None for a search for the whole front.
         run_dir: Runs are kept in ``compare`` below it.
         page: Name of the page, without ``.md``.
+        title: Its headline.
+        command: What its first sentence says made it.
         searchers: Names; None for all.
         tables: Files; None for those that ship.
         env: The data source to search in, of which the name alone counts; None for each in turn. The others are what
@@ -44,6 +46,8 @@ class CompareSettings:
     preferences: list[Preference | None]
     run_dir: str
     page: str = "comparison"
+    title: str = "Searchers against each other"
+    command: str = "python -m agents.compare"
     searchers: list[str] | None = None
     tables: list[str] | None = None
     env: EnvSettings | None = None
