@@ -107,7 +107,7 @@ def _follow(settings: FinetuneSettings, place: Workplace, accelerator: Accelerat
         place.trainer.load(state)
     ended = state is not None and bool(state.numbers["ended"])
     fit(place.trainer, settings.training, accelerator, None, ended=ended, show=lambda _: None)
-    # Left to the interpreter's exit, the group's threads may abort it, and the launcher then ends the others too.
+    # One was seen to abort at its exit, whose launcher then ended the one that still wrote: leave in good order.
     accelerator.end_training()
 
 
