@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 
 from agents.callbacks import search_progress
 from agents.entry import entry_point
+from agents.mitigating.choice import Choice, choose
 from agents.mitigating.document import write_document
-from agents.mitigating.plan import ALL, CHOSEN, NONE, Choice, cells, choose, inversion_cells, refusals
+from agents.mitigating.plan import ALL, CHOSEN, NONE, cells, inversion_cells, refusals
 from agents.mitigating.settings import MitigationsSettings
 from agents.parts import Parts, Record
+from agents.search.versions import version_of
 from agents.settings import read_settings
 from agents.study.laboratory import Cell, Laboratory, Show, to_json
 from envs.task import CODE_VERSION
@@ -33,18 +35,24 @@ def main(config: DictConfig) -> None:
 def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
     """The records of each data set; known ones cost nothing, and no evaluation in the store is paid for again."""
     records: dict[str, Record] = {}
+    searched = {env: 0 if env in settings.masks else settings.choice_evaluations + 2 for env in settings.envs}
     number = len(list(cells(settings))), len(list(inversion_cells(settings)))
-    totals = {f"{env}{what}": n for env in settings.envs for what, n in zip(("", " inverted"), number, strict=True)}
+    totals = {
+        f"{env}{what}": n
+        for env in settings.envs
+        for what, n in zip((" search", "", " inverted"), (searched[env], *number), strict=True)
+        if n
+    }
     with search_progress(totals) as show:
         for env in settings.envs:
             first = Laboratory(settings, env, {ALL: "all"}, "mitigations")
             identity = _identity(settings, first)
             chosen = parts.obtain(
                 f"{env}-choice",
-                identity | {"masks": settings.masks.get(env), "preference": settings.preference},
-                lambda env=env: dataclasses.asdict(choose(settings, env)),  # type: ignore[misc]
+                identity | _search(settings, env),
+                lambda env=env: dataclasses.asdict(choose(settings, env, f"{env} search", show)),  # type: ignore[misc]
             )
-            choice = Choice(**chosen["result"])
+            choice = Choice.from_json(chosen["result"])
             masks = {ALL: "all", NONE: "none", CHOSEN: ",".join(choice.groups)}
             records |= {f"{env}-choice": chosen} | _of_env(settings, env, masks, identity, parts, show)
     return records
@@ -90,6 +98,19 @@ def _identity(settings: MitigationsSettings, laboratory: Laboratory) -> dict[str
         "metrics": settings.metrics,
         "threads": settings.threads,
         "code": CODE_VERSION,
+    }
+
+
+def _search(settings: MitigationsSettings, env: str) -> dict[str, Any]:
+    """What decides the mask, besides that."""
+    reward = settings.reward
+    return {
+        "mask": settings.masks.get(env),
+        "preference": settings.preference,
+        "evaluations": settings.choice_evaluations,
+        "seeds": settings.seeds,
+        "objective": [reward.quality, reward.privacy, reward.scalarization, reward.rho],
+        "policy": version_of("policy"),
     }
 
 

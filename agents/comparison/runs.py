@@ -21,6 +21,7 @@ from agents.lookup import read_table
 from agents.result import git_state, hardware, versions
 from agents.search.base import Experience, Searcher
 from agents.search.experience import anchored_at, experience_of, measured_axes
+from agents.search.versions import version_of
 from agents.source_policy import SourcePolicy
 from agents.surrogate.belief import belief_of
 from envs.evaluators.pool import cores
@@ -29,12 +30,6 @@ from envs.seeding import derive_seed
 from envs.task import Mask, content_hash
 from rewards.errors import InputError
 from rewards.objective import Axes, Objective
-
-CODE_VERSION = 4
-"""Part of a run's identity: raise it when a change moves what many searchers ask for, so that no run is reused."""
-
-CODE_VERSIONS: Mapping[str, int] = {"dyna_ppo": 5}
-"""Of searchers that have changed alone since: theirs instead."""
 
 Show = Callable[[str, int], None]
 """Told which searcher is at work, and how many runs of it there are."""
@@ -115,7 +110,7 @@ def identity(settings: CompareSettings, name: str, target: Target, find: FindSea
         "table": _fingerprint(target.path, settings.objective),
         "sources": [_fingerprint(path, settings.objective) for path in target.sources if _learns(searcher)],
         "budget": settings.budget_of(name),
-        "code": CODE_VERSIONS.get(name, CODE_VERSION),
+        "code": version_of(name),
     }
 
 

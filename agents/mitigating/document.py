@@ -7,8 +7,9 @@ from pathlib import Path
 
 from agents.markdown import origin, prose, table
 from agents.mitigating.analysis import EnvAnalysis, analyse, key_of
+from agents.mitigating.choice import Choice, Found
 from agents.mitigating.figures import draw
-from agents.mitigating.plan import ALL, CHOSEN, Choice
+from agents.mitigating.plan import ALL, CHOSEN
 from agents.mitigating.settings import FULL, MitigationsSettings
 from agents.parts import Record
 from agents.study.laboratory import from_json
@@ -44,7 +45,7 @@ def write_document(folder: Path, settings: MitigationsSettings, records: Mapping
         pieces = [_introduction(settings), _systems(settings), _conclusions(settings, analyses)]
         for env, analysis in analyses.items():
             draw(folder / f"mitigations-{env}.png", env, analysis)
-            choice = Choice(**records[f"{env}-choice"]["result"])
+            choice = Choice.from_json(records[f"{env}-choice"]["result"])
             pieces += _env(settings, env, analysis, choice, records[env]["result"]["refused"])
         path.write_text("\n".join([*pieces, origin(records)]), encoding="utf-8")
     except OSError as error:
@@ -60,7 +61,7 @@ def _introduction(settings: MitigationsSettings) -> str:
         + prose(
             f"""Is choosing which parameters learn better than what else is published against memorization, and does one
             add to the other? `make mitigations` (`python -m agents.mitigations`) fine-tunes the backbone
-            `{settings.backbone.name}` on {" and ".join(settings.envs)} in full, with the mask that a policy chose, and
+            `{settings.backbone.name}` on {" and ".join(settings.envs)} in full, with the mask that a policy found, and
             with that mask by other methods ({", ".join(settings.copies) or "none"}), each without a mitigation and with
             every one, seeds {seeds}: {split.train} private images, {inner.steps} gradient steps of batch
             {inner.batch_size} in all, {inner.images} generated images, measured against {split.test} test images of
@@ -153,7 +154,7 @@ def _env(
     settings: MitigationsSettings, env: str, analysis: EnvAnalysis, choice: Choice, refused: Sequence[Sequence[str]]
 ) -> Iterable[str]:
     yield f"## {env}\n\n![Quality and privacy](mitigations-{env}.png)\n"
-    yield prose(f"The chosen mask, {choice.source}: {', '.join(choice.groups)}.")
+    yield prose(" ".join(_chosen(settings, choice)))
     header = (
         "method",
         "mask",
@@ -182,6 +183,27 @@ def _env(
     if refused:
         yield f"### {env}: what does not go together\n"
         yield table(("method", "mitigation", "reason"), refused)
+
+
+def _chosen(settings: MitigationsSettings, choice: Choice) -> Iterable[str]:
+    yield f"The chosen mask, {choice.source}: {', '.join(choice.groups)}."
+    if choice.best is None:
+        return
+    yield (
+        f"It is the best of {settings.choice_evaluations} fine-tunes with a seed of their own, judged by held-out "
+        f"images: {_placed(choice.best)}."
+    )
+    if choice.first is None:
+        yield "The first that the policy asked for failed."
+    elif choice.first == choice.best:
+        yield "It was also the first that the policy asked for, with nothing measured."
+    else:
+        groups = ", ".join(choice.first.groups) or "none"
+        yield f"The first that the policy asked for, with nothing measured, was {groups}: {_placed(choice.first)}."
+
+
+def _placed(found: Found) -> str:
+    return f"quality {found.quality:.2f}, privacy {found.privacy:.2f}, utility {found.utility:.2f}"
 
 
 def _cells(settings: MitigationsSettings, row: Row, analysis: EnvAnalysis) -> Sequence[str]:

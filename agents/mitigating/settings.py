@@ -20,8 +20,9 @@ class MitigationsSettings(StudySettings):
 
     Attributes:
         mitigations: What is compared; names joined by commas act together.
-        masks: By data set, as ``mask=`` takes them; of the others a policy chooses.
+        masks: By data set, as ``mask=`` takes them; for the others a policy searches.
         preference: Weight of privacy that it is asked for.
+        choice_evaluations: Fine-tunes that it may try.
         copies: Methods that the mask is copied to.
         learning_rates: By method.
         seeds: Of everything but the split.
@@ -39,6 +40,7 @@ class MitigationsSettings(StudySettings):
     inversion_copies: bool = False
     masks: dict[str, str] = field(default_factory=dict)
     preference: Weight = 0.5
+    choice_evaluations: Count = 16
 
     def __post_init__(self) -> None:
         for method in self.methods:

@@ -17,7 +17,7 @@ from agents.study.settings import StudySettings
 from agents.workbench import method_options, mitigation_options, prepare_backbone, prepare_images
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation, evaluate_many
-from envs.evaluators.cached import CachedEvaluator
+from envs.evaluators.cached import CachedEvaluator, Served
 from envs.evaluators.finetune import FineTuneFactory
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.groups import find_groups
@@ -160,6 +160,22 @@ class Laboratory:
         """What builds the evaluator of a task, on one GPU after another."""
         device = self._devices[job % len(self._devices)]
         return FineTuneFactory(task, self.dataset, self._path, (device,), self.settings.threads)
+
+    def evaluator(
+        self, task: SelectionTask, store: EvaluationStore, record: Callable[[Served], None] | None = None
+    ) -> CachedEvaluator:
+        """Of one task, several masks of it side by side; one worker is this process. The caller closes it.
+
+        Args:
+            task: What is evaluated.
+            store: Where evaluations are looked for and kept.
+            record: Called with every answer.
+        """
+        on_gpu = self._devices != ("cpu",)
+        workers = self.settings.workers or (len(self._devices) if on_gpu else cores())
+        factory = FineTuneFactory(task, self.dataset, self._path, self._devices, self.settings.threads)
+        pool = PoolEvaluator(factory, workers if workers > 1 else 0, task.groups)
+        return CachedEvaluator(pool, store, task, self._run, record)
 
 
 def to_json(found: Mapping[Cell, Evaluation]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -107,6 +108,28 @@ def test_what_does_not_go_together_is_said_and_left_out(tmp_path: Path) -> None:
     assert not any(line.startswith("| full | all | iet,agc") for line in page.splitlines())
 
 
+def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:
+    own = tuple(each for each in SMALL if "masks.phantom" not in each)
+    arguments = [*own, "copies=[]", "choice_evaluations=6"]
+    outcome = Command(arguments, tmp_path, invented, name="mitigations").wait()
+    assert outcome.code == 0, outcome.err
+    (part,) = (tmp_path / "runs" / "mitigations").glob("phantom-choice-*.json")
+    found = json.loads(part.read_text())["result"]
+    with sqlite3.connect(tmp_path / "runs" / "evaluations.sqlite") as store:
+        rows = store.execute("SELECT identity, schedule FROM evaluations JOIN tasks ON tasks.id = task").fetchall()
+    searched = [(json.loads(identity), mask) for identity, mask in rows if '"judge": "heldout"' in identity]
+    # Seeds of the comparison are 0 and 1: none of its fine-tunes was one of the search.
+    assert {task["seed"] for task, _ in searched} == {2}
+    tried = [mask.count("1") for _, mask in searched if 0 < mask.count("1") < 8]
+    assert len(tried) == 6
+    # Both axes are lines in how much learns: at equal weights, half of the groups are best.
+    assert abs(len(found["groups"]) - 4) == min(abs(count - 4) for count in tried)
+    assert found["best"]["utility"] >= found["first"]["utility"]
+    page = " ".join((tmp_path / "docs" / "mitigations.md").read_text().split())
+    assert f"that learned on tables of chest_xray, isic: {', '.join(found['groups'])}." in page
+    assert "It is the best of 6 fine-tunes with a seed of their own" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -119,6 +142,7 @@ def test_what_does_not_go_together_is_said_and_left_out(tmp_path: Path) -> None:
         (["early_stops=[6]"], "early_stops=[6]"),
         (["metrics=[kid]"], "metrics= lacks membership"),
         (["preference=2"], "preference=2"),
+        (["choice_evaluations=0"], "choice_evaluations"),
     ],
 )
 def test_wrong_calls(arguments: list[str], said: str, tmp_path: Path) -> None:
