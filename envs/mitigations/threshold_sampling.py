@@ -28,12 +28,11 @@ class ThresholdSampling(Mitigation):
 
     The published code takes the norm over the tensor of the whole batch, so that what becomes of an image depends on
     the images beside it, and a target on how many there are. Here every image has a norm, an optimizer and an end of
-    its own, and of its states the one that pulls least is taken. Images at or below the target are not touched; those
-    are all of them where captions told the base model more than they tell the fine-tuned one, as a model of several
-    domains that is tuned to one. The target has to be set then.
+    its own, and of its states the one that pulls least is taken. Images at or below the target are not touched: by
+    default all but one in twenty, unless captions that were trained on pull harder than others do.
 
     Attributes:
-        quantile: The target is this quantile, in (0, 1), of what held-out captions pull at the base model at the first
+        quantile: The target is this quantile, in (0, 1), of what held-out captions pull at the same model at the first
             step from random noises.
         draws: Of held-out captions; with fewer than 1 / (1 - quantile) the target is the largest of them.
         target: Per dimension, instead of a calibrated one; None for that.
@@ -72,42 +71,69 @@ class ThresholdSampling(Mitigation):
         """See `Mitigation.treatment`."""
         if self.iterations == 0:
             return Treatment()
-        target = self._calibrated(situation) if self.target is None else float(self.target)
         budget = situation.budget
+        target = self._usual(situation) if self.target is None else float(self.target)
         # As many images at once as a step of the training holds in memory with their gradients.
         return Treatment(
             steerings=(Descent(target, self.learning_rate, self.iterations, budget.sampling_steps, budget.batch_size),)
         )
 
-    def _calibrated(self, situation: Situation) -> float:
-        backbone, data = situation.backbone, situation.heldout_data
-        generator = torch_generator(situation.seed, self.name)
-        rows = heldout_rows(self.name, situation, self.draws, generator).to(data.states.device)
-        noise = torch.randn((len(rows), *backbone.latent_shape), generator=generator).to(data.states.device)
-        noisy, t = first_step(backbone, noise, situation.budget.sampling_steps)
-        return usual_limit(caption_pulls(backbone, noisy, t, data.states[rows], data.empty_state), self.quantile)
+    def _usual(self, situation: Situation) -> Usual:
+        data, generator = situation.heldout_data, torch_generator(situation.seed, self.name)
+        rows = heldout_rows(self.name, situation, self.draws, generator)
+        noise = torch.randn((len(rows), *situation.backbone.latent_shape), generator=generator)
+        return Usual(data.states[rows.to(data.states.device)], noise.to(data.states.device), self.quantile)
+
+
+@dataclass(frozen=True, eq=False)
+class Usual:
+    """What held-out captions pull at whichever model is sampled from.
+
+    Attributes:
+        states: Of the captions, ``(n, tokens, width)``.
+        noise: That sampling starts from, ``(n, c, h, w)``.
+        quantile: See `ThresholdSampling`.
+    """
+
+    states: Tensor
+    noise: Tensor
+    quantile: float
+
+    def target(self, backbone: Backbone, empty_state: Tensor, steps: int) -> float:
+        """The quantile, per dimension: two forward passes of each caption.
+
+        Args:
+            backbone: With the denoiser in the state to sample from.
+            empty_state: ``(1, tokens, width)``.
+            steps: Of the sampler.
+        """
+        noisy, t = first_step(backbone, self.noise, steps)
+        return usual_limit(caption_pulls(backbone, noisy, t, self.states, empty_state), self.quantile)
 
 
 class Descent(Steering):
     """See `ThresholdSampling`.
 
     Args:
-        target: Most that a caption may pull, per dimension.
+        target: Most that a caption may pull, per dimension, or what it is calibrated by whenever images are sampled.
         learning_rate: Of AdamW.
         iterations: At most.
         steps: Of the sampler, whose first is looked at.
         at_once: Images that go through the denoiser together; what becomes of them does not depend on it.
     """
 
-    def __init__(self, target: float, learning_rate: float, iterations: int, steps: int, at_once: int) -> None:
-        self.target, self._rate, self._iterations = target, learning_rate, iterations
+    def __init__(self, target: float | Usual, learning_rate: float, iterations: int, steps: int, at_once: int) -> None:
+        self._target, self._rate, self._iterations = target, learning_rate, iterations
         self._steps, self._at_once = steps, at_once
 
     def states(self, backbone: Backbone, states: Tensor, empty_state: Tensor, noise: Tensor) -> Tensor:
         """See `Steering.states`."""
+        target = self._target
+        if isinstance(target, Usual):
+            target = target.target(backbone, empty_state, self._steps)
         noisy, t = first_step(backbone, noise, self._steps)
         pulls = caption_pulls(backbone, noisy, t, states, empty_state)
-        above = torch.nonzero(pulls > self.target).flatten()
+        above = torch.nonzero(pulls > target).flatten()
         if not len(above):
             return states
         # A caller may be in inference mode, where there are no gradients.
@@ -115,10 +141,12 @@ class Descent(Steering):
             found = states.clone()
             for rows in above.split(self._at_once):
                 # Copies can have gradients though what they are of was made in inference mode.
-                found[rows] = self._descended(backbone, noisy[rows], t[rows], states[rows], empty_state.clone())
+                found[rows] = self._descended(backbone, target, noisy[rows], t[rows], states[rows], empty_state.clone())
         return found
 
-    def _descended(self, backbone: Backbone, noisy: Tensor, t: Tensor, states: Tensor, empty_state: Tensor) -> Tensor:
+    def _descended(
+        self, backbone: Backbone, target: float, noisy: Tensor, t: Tensor, states: Tensor, empty_state: Tensor
+    ) -> Tensor:
         with torch.no_grad():
             without = backbone.predict(noisy, t, empty_state.expand_as(states))
         # A parameter each: those that have no gradient, being done, are left alone by the optimizer.
@@ -126,7 +154,7 @@ class Descent(Steering):
         optimizer = torch.optim.AdamW(each, lr=self._rate)
         best, least = states.clone(), torch.full((len(states),), torch.inf, device=states.device)
         for iteration in range(self._iterations + 1):
-            rows = torch.nonzero(least > self.target).flatten()
+            rows = torch.nonzero(least > target).flatten()
             if not len(rows):
                 break
             descending = iteration < self._iterations

@@ -109,12 +109,17 @@ def test_a_run_with_agc_that_was_killed_ends_as_the_one_that_was_not(tmp_path: P
     run = finetuned(*call, folder=whole, double=few_timesteps)
     result = read_json(run / "result.json")
     assert result["mitigations"]["chosen"] == {
-        "agc": {"settings": {"mem_ratio": 1, "decay": 0}, "source": MITIGATIONS["agc"].source, "saved": True}
+        "agc": {
+            "settings": {"mem_ratio": 1, "decay": 0, "regions": 50},
+            "source": MITIGATIONS["agc"].source,
+            "saved": True,
+        }
     }
     assert result["mitigations"]["figures"].keys() == {"agc.skipped_share"}
     share = result["mitigations"]["figures"]["agc.skipped_share"]
     assert 0.1 < share < 0.9
-    row = f"| mitigation agc | {MITIGATIONS['agc'].source}; mem_ratio 1, decay 0; skipped share: {share:.3g} |"
+    source = MITIGATIONS["agc"].source
+    row = f"| mitigation agc | {source}; mem_ratio 1, decay 0, regions 50; skipped share: {share:.3g} |"
     assert row in (run / "README.md").read_text(encoding="utf-8")
 
     killed.mkdir()

@@ -184,7 +184,7 @@ def test_a_run_brings_the_mitigations_that_its_mask_did_not_leave_out(
     found = read_settings(adopted(mitigated_run(tmp_path / "run", dataset, groups, bits)), FinetuneSettings)
     assert found.mitigation.keys() == left
     if "agc" in left:
-        assert found.mitigation["agc"] == {"mem_ratio": 3.0, "decay": 0.8}
+        assert found.mitigation["agc"] == {"mem_ratio": 3.0, "decay": 0.8, "regions": 50}
     choice = chosen(found, groups, dataset, backbone)
     assert choice.schedule.key == "01000001", "the toggles of layers alone"
 
@@ -194,7 +194,7 @@ def test_a_run_brings_the_mitigations_that_its_mask_did_not_leave_out(
     [
         ("mitigation=none", {}),
         ("mitigation=iet", {"iet": {"shards": 4, "rounds": 5}}),
-        ("+mitigation.agc.decay=0.5", {"agc": {"mem_ratio": 3.0, "decay": 0.5}}),
+        ("+mitigation.agc.decay=0.5", {"agc": {"mem_ratio": 3.0, "decay": 0.5, "regions": 50}}),
     ],
 )
 def test_the_call_may_say_otherwise_about_mitigations(

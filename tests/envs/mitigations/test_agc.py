@@ -45,6 +45,22 @@ def test_a_timestep_that_occurs_twice_moves_the_bank_twice_in_batch_order() -> N
     assert bank.means[2] == 0.5 * (0.5 * 0 + 0.5 * 4) + 0.5 * 1
 
 
+def test_timesteps_of_a_region_share_a_mean() -> None:
+    bank = LossBank(T, 2.0, 0.5, regions=2)
+    assert bank.kept(losses(8.0, 1.0), batch_at(4, 5)).all()
+    assert bank.means.tolist() == [4.0, 0.5]
+    assert bank.kept(losses(1.0, 1.0), batch_at(0, 9)).tolist() == [False, True]
+    assert len(LossBank(T, 2.0, 0.5, regions=50).means) == T, "never more than there are timesteps"
+
+
+def test_a_short_fine_tune_meets_a_region_often_enough_to_leave_something_out(ward: Ward) -> None:
+    def skipped(regions: int | None) -> float:
+        return ward.treat({"agc": {"regions": regions}}).figures["agc.skipped_share"]
+
+    assert skipped(None) == 0.0
+    assert skipped(2) > 0.0
+
+
 def test_a_batch_that_is_left_out_whole_changes_nothing(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     base = ward.weights()
 
@@ -77,12 +93,15 @@ def test_what_is_left_out_after_the_forward_pass_is_as_if_it_had_never_been_in_i
 
 def test_keeping_everything_is_plain_training_but_for_rounding(ward: Ward) -> None:
     """On a first visit of every timestep; 1000 timesteps are hardly met twice in 8 steps."""
-    treated, plain = ward.after({"agc": {}}), ward.after({})
+    treated, plain = ward.after({"agc": {"regions": None}}), ward.after({})
     assert max((treated[name] - plain[name]).abs().max().item() for name in plain) < 1e-4
 
 
-@pytest.mark.parametrize("settings", [{"mem_ratio": 0.5}, {"mem_ratio": "2"}, {"decay": 1.0}, {"decay": -0.1}])
-def test_settings_out_of_range(settings: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"mem_ratio": 0.5}, {"mem_ratio": "2"}, {"decay": 1.0}, {"decay": -0.1}, {"regions": 0}, {"regions": True}],
+)
+def test_settings_out_of_range(settings: dict[str, object]) -> None:
     (name,) = settings
     with pytest.raises(InputError, match=rf"mitigation\.agc\.{name}="):
         find_mitigations({"agc": settings})

@@ -50,7 +50,9 @@ def test_what_would_break_the_guarantee_of_differential_privacy(name: str, monke
 def test_unknown_names_and_settings() -> None:
     with pytest.raises(InputError, match="mitigation=hope is none — choose among none, agc"):
         find_mitigations({"hope": {}})
-    with pytest.raises(InputError, match="mitigation=agc has no setting strength — its settings are mem_ratio, decay"):
+    with pytest.raises(
+        InputError, match="mitigation=agc has no setting strength — its settings are mem_ratio, decay, regions"
+    ):
         find_mitigations({"agc": {"strength": 1}})
 
 

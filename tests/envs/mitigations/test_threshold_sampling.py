@@ -7,8 +7,9 @@ from torch import Tensor
 
 from envs.generate import generate, starting_noise
 from envs.mitigations import find_mitigations
-from envs.mitigations.caption_pull import caption_pulls
+from envs.mitigations.caption_pull import caption_pulls, heldout_rows, usual_limit
 from envs.mitigations.threshold_sampling import Descent, first_step
+from envs.seeding import torch_generator
 from rewards.errors import InputError
 from tests.envs.mitigations.conftest import Ward
 from tests.envs.mitigations.test_caption_noise import situation
@@ -95,15 +96,30 @@ def test_images_that_start_from_captions_at_the_target_are_those_of_plain_sampli
     assert not torch.equal(images(target=0.0), plain)
 
 
-def test_the_target_is_calibrated_on_heldout_captions(ward: Ward) -> None:
-    def target(seed: int = 0, **settings: object) -> float:
+def test_the_target_is_calibrated_on_heldout_captions_in_the_model_that_is_sampled_from(ward: Ward) -> None:
+    def touched(seed: int = 0, **settings: object) -> list[bool]:
         (descent,) = ward.regimen({"threshold_sampling": {"draws": 8, **settings}}, seed).treatment.steerings
-        assert isinstance(descent, Descent)
-        return descent.target
+        found = descent.states(ward.backbone, states, data.empty_state, noise)
+        return [not torch.equal(one, other) for one, other in zip(found, states, strict=True)]
 
-    assert target() == target() > target(quantile=0.2) > 0
-    assert target() != target(seed=1)
-    assert target(target=0.5) == 0.5
+    def expected(seed: int, quantile: float) -> list[bool]:
+        generator = torch_generator(seed, "threshold_sampling")
+        rows = heldout_rows("threshold_sampling", case, 8, generator)
+        noisy, t = first_step(ward.backbone, torch.randn((8, *ward.backbone.latent_shape), generator=generator), STEPS)
+        usual = caption_pulls(ward.backbone, noisy, t, case.heldout_data.states[rows], data.empty_state)
+        return (pulls(ward, states, noise) > usual_limit(usual, quantile)).tolist()
+
+    case = situation(ward)
+    data = case.data
+    states = data.states
+    noise, _ = starting_noise(ward.backbone, len(states), 0)
+    for denoiser_scale in (1.0, 1.2):
+        with torch.no_grad():
+            for parameter in ward.backbone.denoiser.conv_out.parameters():
+                parameter.mul_(denoiser_scale)
+        # Twice the pull everywhere would touch all images, were the target still that of the model before.
+        assert [touched(seed, quantile=0.4) for seed in (0, 1)] == [expected(seed, 0.4) for seed in (0, 1)]
+    assert 0 < sum(expected(0, 0.4)) < len(states)
 
 
 def test_the_first_step_is_where_a_sampler_starts(ward: Ward) -> None:
