@@ -127,6 +127,8 @@ def _sentences(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable
             if moved
             else f"At equal steps, none is shown to {words} the privacy of full fine-tuning."
         )
+    if idle := [row for row in alone if all((row.metrics[n] == full.metrics[n]).all() for n in settings.metrics)]:
+        yield f"Of {_named(idle)} every number is that of full fine-tuning alone: there was nothing for it to act on."
     added = [
         row
         for row in analysis.rows

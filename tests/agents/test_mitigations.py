@@ -17,7 +17,7 @@ from tests.agents.test_bad_input import refused_in_one_line
 
 SMALL = (
     "envs=[phantom]",
-    "mitigations=[agc,'iet,agc']",
+    "mitigations=[deduplicate,agc,'iet,agc']",
     "+mitigation_options.iet.shards=1",
     "copies=[difffit]",
     "+masks.phantom='input,mid_block'",
@@ -34,11 +34,14 @@ SMALL = (
 
 
 def invented() -> None:
-    """Quality and memorization grow with what learns and with the steps; a mitigation halves the memorization."""
+    """Quality and memorization grow with what learns and with the steps; a mitigation halves the memorization.
+
+    Only `deduplicate` does nothing, as where there are no duplicates.
+    """
 
     def evaluate(self: FineTuneEvaluator, schedule: Schedule) -> Evaluation:
         learns = sum(schedule.phases[0]) / len(schedule.phases[0]) * self.task.inner.steps / 6
-        halved = 0.5 ** len(self.task.mitigations)
+        halved = 0.5 ** len(self.task.mitigations.keys() - {"deduplicate"})
         values = {
             "kid": (10 - learns - 0.01 * self.task.seed, False),
             "membership": (0.5 + (0.4 + 0.01 * self.task.seed) * learns * halved, False),
@@ -77,11 +80,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_is_paid_for_once(folder: Path) -> None:
-    """Two seeds of base, early stop, and three subjects three ways; one seed of base and two subjects inverted."""
-    assert paid_for(folder) == 2 * (1 + 1 + 3 * 3) + (1 + 2 * 3)
+    """Two seeds of base, early stop, and three subjects four ways; one seed of base and two subjects inverted."""
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 2 * 4)
     page = (folder / "docs" / "mitigations.md").read_text()
     assert mitigations(folder=folder).code == 0
-    assert paid_for(folder) == 2 * (1 + 1 + 3 * 3) + (1 + 2 * 3)
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 2 * 4)
     assert (folder / "docs" / "mitigations.md").read_text() == page
 
 
@@ -94,6 +97,7 @@ def test_the_page_says_what_was_measured(folder: Path) -> None:
     assert cells[7].startswith("0.00 [0.00, 0.00]")
     assert cells[8].startswith("0.50 [")
     assert "At equal steps, agc, iet,agc raise the privacy of full fine-tuning beyond the seeds' interval." in page
+    assert "Of deduplicate every number is that of full fine-tuning alone" in page
     assert "full, chosen, agc | agc.skipped_share 0.25" in page
     assert "| full | all | none | 0.500 [0.500, 0.500] | 0.500 | beyond the budget |" in page
     assert (folder / "docs" / "mitigations-phantom.png").stat().st_size > 10_000
