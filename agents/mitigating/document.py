@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from agents.markdown import origin, prose, table
 from agents.mitigating.analysis import EnvAnalysis, analyse, key_of
 from agents.mitigating.choice import Choice, Found
@@ -127,7 +129,7 @@ def _sentences(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable
             if moved
             else f"At equal steps, none is shown to {words} the privacy of full fine-tuning."
         )
-    if idle := [row for row in alone if all((row.metrics[n] == full.metrics[n]).all() for n in settings.metrics)]:
+    if idle := [row for row in alone if _same(row, full)]:
         yield f"Of {_named(idle)} every number is that of full fine-tuning alone: there was nothing for it to act on."
     added = [
         row
@@ -150,6 +152,10 @@ def _sentences(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable
     if len(alone):
         expected = 0.025 * len(alone)
         yield f"(By luck alone, {expected:.1f} of {len(alone)} mitigations are to be expected beyond either end.)"
+
+
+def _same(row: Row, other: Row) -> bool:
+    return all(np.array_equal(row.metrics[name], other.metrics[name], equal_nan=True) for name in row.metrics)
 
 
 def _env(
