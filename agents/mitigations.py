@@ -108,7 +108,7 @@ def _search(settings: MitigationsSettings, env: str) -> dict[str, Any]:
         "mask": settings.masks.get(env),
         "preference": settings.preference,
         "evaluations": settings.choice_evaluations,
-        "seeds": settings.seeds,
+        "seed": settings.choice_seed,
         "objective": [reward.quality, reward.privacy, reward.scalarization, reward.rho],
         "policy": version_of("policy"),
     }

@@ -108,8 +108,7 @@ def choose(settings: MitigationsSettings, env: str, what: str, show: Show) -> Ch
 def _searched(settings: MitigationsSettings, laboratory: Laboratory, what: str, show: Show) -> Choice:
     reward = settings.reward
     objective = Objective(tuple(reward.quality), tuple(reward.privacy), reward.scalarization, reward.rho)
-    seed = max(settings.seeds) + 1
-    task = laboratory.task(cell_of(settings, FULL, ALL, "", seed), "heldout")
+    task = laboratory.task(cell_of(settings, FULL, ALL, "", settings.choice_seed), "heldout")
     sources = _sources(settings, task, objective)
     answers: dict[Schedule, Evaluation] = {}
 

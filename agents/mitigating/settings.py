@@ -69,3 +69,8 @@ class MitigationsSettings(StudySettings):
     def methods(self) -> list[str]:
         """All that are fine-tuned with, full fine-tuning first."""
         return [FULL, *self.copies]
+
+    @property
+    def choice_seed(self) -> int:
+        """Of the fine-tunes by which a mask is chosen: no other fine-tune of the comparison has it."""
+        return max(*self.seeds, *self.inversion_seeds) + 1
