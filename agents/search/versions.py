@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_VERSION = 4
+CODE_VERSION = 4
 """Raise it when a change moves what many searchers ask for, so that no search is reused."""
 
-_VERSIONS: Mapping[str, int] = {"dyna_ppo": 5}
+CODE_VERSIONS: Mapping[str, int] = {"dyna_ppo": 5}
 """Of searchers that have changed alone since: theirs instead."""
 
 
 def version_of(name: str) -> int:
     """Of the searcher of this name."""
-    return _VERSIONS.get(name, _VERSION)
+    return CODE_VERSIONS.get(name, CODE_VERSION)
