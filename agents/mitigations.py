@@ -18,7 +18,7 @@ from agents.parts import Parts, Record
 from agents.search.versions import version_of
 from agents.settings import read_settings
 from agents.study.laboratory import Cell, Laboratory, Show, to_json
-from envs.task import CODE_VERSION
+from envs.task import CODE_VERSION, mitigation_versions
 
 _INVERSION = ("inversion", "inversion_success")
 
@@ -98,6 +98,7 @@ def _identity(settings: MitigationsSettings, laboratory: Laboratory) -> dict[str
         "metrics": settings.metrics,
         "threads": settings.threads,
         "code": CODE_VERSION,
+        "mitigation_code": mitigation_versions(name for each in settings.mitigations for name in each.split(",")),
     }
 
 

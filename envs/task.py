@@ -17,6 +17,9 @@ Mask = tuple[bool, ...]
 CODE_VERSION = 2
 """Part of every task's id: raise it when a change moves the numbers of an evaluation, so that no old one is reused."""
 
+MITIGATION_VERSIONS: Mapping[str, int] = {"ema": 2, "threshold_sampling": 2}
+"""Of mitigations whose numbers have moved alone: raise one, from 1, and only evaluations with it are paid for again."""
+
 
 @dataclass(frozen=True, order=True)
 class Schedule:
@@ -112,6 +115,11 @@ class InnerBudget:
             )
 
 
+def mitigation_versions(names: Iterable[str]) -> dict[str, int]:
+    """Of those of these mitigations whose version is not 1: part of the identity of what they decide."""
+    return {name: MITIGATION_VERSIONS[name] for name in sorted(names) if name in MITIGATION_VERSIONS}
+
+
 @dataclass(frozen=True)
 class SelectionTask:
     """Everything an evaluation depends on but the schedule: backbone, data, method, groups, inner budget and seed.
@@ -150,7 +158,8 @@ class SelectionTask:
         """What decides an evaluation's numbers, as JSON values; of the backbone its weights, not its path."""
         fields = asdict(self) | {"options": dict(self.options), "code": CODE_VERSION}
         del fields["backbone"]
-        return fields
+        versions = mitigation_versions(self.mitigations)
+        return fields | ({"mitigation_code": versions} if versions else {})
 
     @property
     def id(self) -> str:

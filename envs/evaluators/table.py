@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from envs.evaluators.base import Evaluation
-from envs.task import InnerBudget, Schedule, SelectionTask
+from envs.task import InnerBudget, Schedule, SelectionTask, mitigation_versions
 from rewards.errors import InputError
 from rewards.measurement import Measurement
 
@@ -120,7 +120,7 @@ class EvaluationTable:
             evaluation = _evaluation(row, about["metrics"])
             evaluations.setdefault(row["seed"], {})[evaluation.schedule] = evaluation
         fields = about["task"]
-        code = fields.pop("code")
+        code, mitigation_code = fields.pop("code"), fields.pop("mitigation_code", {})
         task = SelectionTask(
             **fields
             | {name: tuple(fields[name]) for name in ("groups", "metrics")}
@@ -129,6 +129,10 @@ class EvaluationTable:
         if task.identity()["code"] != code:
             raise InputError(
                 f"table {path} was measured by code version {code}, this is {task.identity()['code']}", _REMEDY
+            )
+        if (now := mitigation_versions(task.mitigations)) != mitigation_code:
+            raise InputError(
+                f"table {path} was measured by versions {mitigation_code} of its mitigations, these are {now}", _REMEDY
             )
         groups, whole = about["group_features"], about["task_features"]
         return cls(

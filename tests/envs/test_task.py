@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.task import InnerBudget, Schedule, SelectionTask, content_hash, parse_mask
+from envs.mitigations import MITIGATIONS
+from envs.task import MITIGATION_VERSIONS, InnerBudget, Schedule, SelectionTask, content_hash, parse_mask
 from rewards.errors import InputError
 
 INNER = InnerBudget(steps=10, batch_size=4, learning_rate=1e-3, images=8, sampling_steps=5)
@@ -77,6 +78,22 @@ def test_the_code_version_changes_the_id(monkeypatch: pytest.MonkeyPatch) -> Non
     before = TASK.id
     monkeypatch.setattr("envs.task.CODE_VERSION", 999)
     assert TASK.id != before
+
+
+def test_the_version_of_a_mitigation_changes_the_ids_of_tasks_with_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {
+        name: dataclasses.replace(TASK, options={"mitigations": {each: {} for each in name.split(",")}})
+        for name in ("ema", "augment", "augment,ema")
+    } | {"none": TASK}
+    before = {name: task.id for name, task in tasks.items()}
+    monkeypatch.setattr("envs.task.MITIGATION_VERSIONS", {"ema": 999})
+    after = {name: task.id for name, task in tasks.items()}
+    assert {name for name in tasks if after[name] != before[name]} == {"ema", "augment,ema"}
+
+
+def test_every_version_of_a_mitigation_is_of_one_that_there_is() -> None:
+    assert set(MITIGATION_VERSIONS) <= set(MITIGATIONS)
+    assert all(version > 1 for version in MITIGATION_VERSIONS.values()), "1 is what has no entry"
 
 
 def test_where_the_backbone_lies_does_not_matter() -> None:

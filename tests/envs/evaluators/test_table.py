@@ -101,3 +101,16 @@ def test_another_version(table: EvaluationTable, tmp_path: Path, old: bytes, new
     pq.write_table(written.replace_schema_metadata(metadata), path)
     with pytest.raises(InputError, match=message):
         EvaluationTable.read(path)
+
+
+def test_another_version_of_a_mitigation(
+    table: EvaluationTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.parquet"
+    monkeypatch.setattr("envs.task.MITIGATION_VERSIONS", {"ema": 2})
+    mitigated = dataclasses.replace(table, task=dataclasses.replace(TASK, options={"mitigations": {"ema": {}}}))
+    mitigated.write(path)
+    assert EvaluationTable.read(path).task == mitigated.task
+    monkeypatch.setattr("envs.task.MITIGATION_VERSIONS", {"ema": 3})
+    with pytest.raises(InputError, match=r"versions \{'ema': 2\} of its mitigations, these are \{'ema': 3\}"):
+        EvaluationTable.read(path)
