@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +26,24 @@ from rewards.reference import Reference
 from rewards.suite import Suite
 
 
+class Basis(NamedTuple):
+    """What all answers of a judge share, and those of others with the same arguments at the same base state.
+
+    Attributes:
+        judged_set: The judged images, encoded.
+        reference: Embeddings of the real images, and their nulls.
+        base_losses: Of the base model on the training images and on the judged ones.
+    """
+
+    judged_set: TrainingSet
+    reference: Reference
+    base_losses: tuple[Tensor, Tensor]
+
+
 class Judge:
     """Compares a fine-tuned model with its base, its training images, and real images of other patients.
 
-    What all its answers share is computed once: latents, text states, embeddings of the real images, their nulls, and
-    the base model's losses.
+    What all its answers share is computed once, unless it is known.
 
     Args:
         backbone: With the denoiser in its base state.
@@ -39,9 +53,11 @@ class Judge:
         budget: How many images are generated and how, and the grid of losses.
         metrics: Names of what is measured, in order.
         seed: Of sampling and of the losses' noises.
+        basis: Of such a judge, if one is known.
 
     Attributes:
         suite: What measures.
+        basis: See `Basis`.
     """
 
     def __init__(
@@ -53,22 +69,22 @@ class Judge:
         budget: InnerBudget,
         metrics: Sequence[str],
         seed: int,
+        basis: Basis | None = None,
     ) -> None:
         self.suite = Suite(metrics)
         self._backbone, self._budget, self._seed = backbone, budget, seed
         self._train, self._training_set = train, training_set
-        self._judged, self._judged_set = judged, encode(backbone, judged)
+        self._judged = judged
         self._similarity: Similarity | None = None
         rows = [i % len(train) for i in range(budget.images)]
         self._prompts = [train.captions[row] for row in rows]
         self._generated_states = training_set.states[rows]
-        self._reference: Reference = self.suite.reference(_as_tensor(train.images), _as_tensor(judged.images))
-        self._base_losses = self._losses()
+        self.basis = self._basis() if basis is None else basis
 
     @property
     def nulls(self) -> Mapping[str, float | None]:
         """Each metric's value with real images in place of generated ones; None where there is none."""
-        return self._reference.nulls
+        return self.basis.reference.nulls
 
     def generate(self, steerings: Sequence[Steering] = ()) -> NDArray[np.uint8]:
         """``budget.images`` images from the training captions in turn, ``(n, h, w, 3)``, by a sampler thus steered."""
@@ -103,13 +119,13 @@ class Judge:
             images: What `generate` gave; None if nothing was generated.
             evidence: What `evidence` gave.
         """
-        return self.suite.measure(self._reference, None if images is None else _as_tensor(images), evidence)
+        return self.suite.measure(self.basis.reference, None if images is None else _as_tensor(images), evidence)
 
     def _changed_losses(self) -> DenoisingLosses:
-        train, judged = self._losses()
+        train, judged = self._losses(self.basis.judged_set)
         if not (train.isfinite().all() and judged.isfinite().all()):
             raise DivergedError("the fine-tuned model's losses are not finite")  # as the last step may leave it
-        base_train, base_judged = self._base_losses
+        base_train, base_judged = self.basis.base_losses
         return DenoisingLosses(train=train, heldout=judged, base_train=base_train, base_heldout=base_judged)
 
     def _noise_magnitudes(self) -> NoiseMagnitudes:
@@ -135,13 +151,18 @@ class Judge:
         )
         return found
 
-    def _losses(self) -> tuple[Tensor, Tensor]:
+    def _basis(self) -> Basis:
+        judged_set = encode(self._backbone, self._judged)
+        reference = self.suite.reference(_as_tensor(self._train.images), _as_tensor(self._judged.images))
+        return Basis(judged_set, reference, self._losses(judged_set))
+
+    def _losses(self, judged_set: TrainingSet) -> tuple[Tensor, Tensor]:
         """Of the training images and of the judged ones, at the model's present state."""
         both = [
             denoising_losses(
                 self._backbone, images.latents, images.states, draws=self._budget.loss_draws, seed=self._seed
             )
-            for images in (self._training_set, self._judged_set)
+            for images in (self._training_set, judged_set)
         ]
         return both[0], both[1]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from agents.workbench import method_options, mitigation_options, prepare_backbon
 from envs.datasets.base import SplitDataset
 from envs.evaluators.base import Evaluation, evaluate_many
 from envs.evaluators.cached import CachedEvaluator, Served
-from envs.evaluators.finetune import FineTuneFactory
+from envs.evaluators.finetune import FineTuneEvaluator, FineTuneFactory, basis_key
 from envs.evaluators.pool import PoolEvaluator, cores
 from envs.groups import find_groups
+from envs.judge import Basis
 from envs.methods import find_method
 from envs.mitigations import find_mitigations
 from envs.store import EvaluationStore
@@ -188,12 +190,24 @@ def from_json(fields: Sequence[Mapping[str, Any]]) -> dict[Cell, Evaluation]:
     return {Cell(**each["cell"]): Evaluation.from_json(each["evaluation"]) for each in fields}
 
 
+_known: dict[tuple[str, tuple[str, ...]], Basis] = {}
+"""Of this process' last task, and on which device: cells that differ in mitigations alone come one after another."""
+
+
+def _build(factory: FineTuneFactory, worker: int) -> FineTuneEvaluator:
+    key = basis_key(factory.task), factory.devices
+    evaluator = factory(worker, _known.get(key))
+    _known.clear()
+    _known[key] = evaluator.judge.basis
+    return evaluator
+
+
 def _evaluate(
     factory: FineTuneFactory, schedules: Sequence[Schedule], cells: Sequence[Cell], store_path: str, run: str
 ) -> dict[Cell, Evaluation]:
     """One task in a worker. Every evaluation is in the store before the next one starts."""
     task = factory.task
     with closing(EvaluationStore(Path(store_path))) as store:
-        evaluator = CachedEvaluator(PoolEvaluator(factory, 0, task.groups), store, task, run)
+        evaluator = CachedEvaluator(PoolEvaluator(partial(_build, factory), 0, task.groups), store, task, run)
         with closing(evaluator):
             return dict(zip(cells, evaluate_many(evaluator, schedules), strict=True))

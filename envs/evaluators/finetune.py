@@ -26,10 +26,10 @@ from envs.evaluators.failure import is_out_of_memory
 from envs.finetune import finetune, one_pass
 from envs.generate import Steering
 from envs.groups import find_groups
-from envs.judge import Judge
+from envs.judge import Basis, Judge
 from envs.methods import find_method
 from envs.mitigations import Regimen, Treatment, find_mitigations, prepare_regimen
-from envs.task import Schedule, SelectionTask
+from envs.task import Schedule, SelectionTask, content_hash
 from rewards.errors import InputError
 from rewards.measurement import Measurement
 
@@ -52,15 +52,31 @@ class FineTuneFactory:
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
 
-    def __call__(self, worker: int) -> FineTuneEvaluator:
-        """Loads the backbone onto the worker's device."""
+    def __call__(self, worker: int, basis: Basis | None = None) -> FineTuneEvaluator:
+        """Loads the backbone onto the worker's device; ``basis`` is that of a task with the same `basis_key`."""
         torch.set_num_threads(self.threads)
         # Without it cuDNN picks its algorithms by timing them, and numbers differ from run to run.
         torch.backends.cudnn.deterministic = True
         device = torch.device(self.devices[worker % len(self.devices)])
         execution = Execution(**self.task.options.get("backbone", {}))
         backbone = load_backbone(self.backbone_path, name=self.task.backbone, device=device, execution=execution)
-        return FineTuneEvaluator(self.task, self.dataset, backbone)
+        return FineTuneEvaluator(self.task, self.dataset, backbone, basis)
+
+
+_OF_TRAINING = ("steps", "batch_size", "learning_rate", "warmup", "decay", "weight_decay", "caption_dropout")
+"""Of an inner budget, what no judge looks at."""
+
+
+def basis_key(task: SelectionTask) -> str:
+    """The same for tasks that differ in how they train and in mitigations alone: what their judges share is the same.
+
+    Tasks of two methods are kept apart, because a method may compute the base model's outputs in another order.
+    """
+    identity = task.identity()
+    judged = {name: value for name, value in identity["inner"].items() if name not in _OF_TRAINING}
+    options = {name: value for name, value in task.options.items() if not name.startswith("mitigation")}
+    kept = {name: value for name, value in identity.items() if name != "mitigation_code"}
+    return content_hash(kept | {"inner": judged, "options": options})
 
 
 class _Model(NamedTuple):
@@ -88,6 +104,7 @@ class FineTuneEvaluator:
         task: What is evaluated; its ``judge`` names the real images that quality and nulls are measured on.
         dataset: The images.
         backbone: With its denoiser in its pretrained state.
+        basis: Of the judge, if it is known from a task with the same `basis_key`.
 
     Raises:
         InputError: If the task asks for more sampling steps than the backbone has timesteps or for guidance that it
@@ -99,7 +116,9 @@ class FineTuneEvaluator:
         seconds: Of the last evaluation's parts: ``finetune``, ``generate``, ``losses``, ``measure``.
     """
 
-    def __init__(self, task: SelectionTask, dataset: SplitDataset, backbone: Backbone) -> None:
+    def __init__(
+        self, task: SelectionTask, dataset: SplitDataset, backbone: Backbone, basis: Basis | None = None
+    ) -> None:
         if task.inner.sampling_steps > backbone.timesteps:
             raise InputError(
                 f"inner.sampling_steps={task.inner.sampling_steps}", f"the backbone has {backbone.timesteps} at most"
@@ -126,7 +145,9 @@ class FineTuneEvaluator:
         self._base = {name: tensor.detach().clone() for name, tensor in state}
 
         judged = dataset.test if task.judge == "test" else dataset.heldout
-        self.judge = Judge(backbone, dataset.train, self.training_set, judged, task.inner, task.metrics, task.seed)
+        self.judge = Judge(
+            backbone, dataset.train, self.training_set, judged, task.inner, task.metrics, task.seed, basis
+        )
         self._restore({})  # buffers that a forward pass moves
 
     def evaluate(self, schedule: Schedule) -> Evaluation:

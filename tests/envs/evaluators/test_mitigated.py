@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +11,15 @@ from torch import Tensor
 from envs.backbones.latent import LatentBackbone
 from envs.datasets import SplitDataset
 from envs.evaluators.base import Evaluation
-from envs.evaluators.finetune import FineTuneEvaluator
+from envs.evaluators.finetune import FineTuneEvaluator, basis_key
 from envs.hooks import Batch
+from envs.judge import Judge
 from envs.mitigations import toggle_name
 from envs.mitigations.agc import LossBank
 from envs.task import Schedule, SelectionTask
 from rewards.errors import InputError
 from tests.envs.evaluators.test_finetune import dataset, left_as_it_was, task
+from tests.envs.test_task import OTHER_INNER, OTHER_TASK
 
 __all__ = ["dataset", "task"]  # fixtures
 
@@ -103,3 +106,39 @@ def test_an_interrupted_treatment_leaves_the_backbone_as_it_was(
     monkeypatch.setattr(LossBank, "kept", interrupt)
     with left_as_it_was(backbone), pytest.raises(KeyboardInterrupt):
         evaluator.evaluate(Schedule.from_key("1" * 8))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "svdiff"])
+def test_what_a_judge_of_another_mitigation_found_out_changes_no_number(
+    task: SelectionTask,
+    dataset: SplitDataset,
+    few_timesteps: LatentBackbone,
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, full = dataclasses.replace(task, method=method), Schedule.from_key("11111111")
+    shorter = dataclasses.replace(task, inner=dataclasses.replace(task.inner, steps=2))
+    treated = mitigated(task, AGC)
+    assert basis_key(treated) == basis_key(shorter)
+    copies = [copy.deepcopy(few_timesteps) for _ in range(3)]  # some methods stay attached
+    basis = FineTuneEvaluator(shorter, dataset, copies[0]).judge.basis
+    alone = FineTuneEvaluator(treated, dataset, copies[1]).evaluate(full)
+
+    def again(self: Judge) -> None:
+        raise AssertionError("it was known")
+
+    monkeypatch.setattr(Judge, "_basis", again)
+    assert FineTuneEvaluator(treated, dataset, copies[2], basis).evaluate(full).same_numbers(alone)
+
+
+def test_judges_share_what_they_know_unless_something_that_they_look_at_differs(task: SelectionTask) -> None:
+    inners = {name: dataclasses.replace(task.inner, **{name: value}) for name, value in OTHER_INNER.items()}
+    others = {
+        **{f"inner.{name}": dataclasses.replace(task, inner=inner) for name, inner in inners.items()},
+        **{name: dataclasses.replace(task, **{name: value}) for name, value in OTHER_TASK.items()},
+        "mitigation": mitigated(task, AGC),
+        "mitigation with a version": mitigated(task, {"ema": {}}),
+    }
+    training = ("steps", "batch_size", "learning_rate", "warmup", "decay", "weight_decay", "caption_dropout")
+    sharing = {name for name, other in others.items() if basis_key(other) == basis_key(task)}
+    assert sharing == {*(f"inner.{name}" for name in training), "mitigation", "mitigation with a version"}
