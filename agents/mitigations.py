@@ -65,7 +65,7 @@ def _of_env(
     refused = refusals(settings, laboratory)
 
     def possible(each: Cell) -> bool:
-        return (each.method, each.mitigations) not in refused
+        return not {(each.method, ""), (each.method, each.mitigations)} & refused.keys()
 
     def measured() -> dict[str, Any]:
         found = laboratory.evaluate([each for each in cells(settings) if possible(each)], "test", env, show)

@@ -190,7 +190,7 @@ def _env(
     yield from _inverted(settings, analysis)
     if refused:
         yield f"### {env}: what does not go together\n"
-        yield table(("method", "mitigation", "reason"), refused)
+        yield table(("method", "mitigation", "reason"), [(method, name or "any", why) for method, name, why in refused])
 
 
 def _chosen(settings: MitigationsSettings, choice: Choice) -> Iterable[str]:

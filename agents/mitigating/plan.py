@@ -40,9 +40,12 @@ def subjects(settings: MitigationsSettings) -> list[tuple[str, str]]:
 
 
 def refusals(settings: MitigationsSettings, laboratory: Laboratory) -> Mapping[tuple[str, str], str]:
-    """Method and mitigations that do not go together on this data set, and why."""
+    """Method and mitigations that do not go together on this data set, and why; any mitigation, if it is empty."""
     found: dict[tuple[str, str], str] = {}
     for method in settings.methods:
+        if not laboratory.trains(method, CHOSEN):
+            found[method, ""] = "the method has no parameter in these groups"
+            continue
         for mitigations in settings.mitigations:
             names = mitigations.split(",")
             try:

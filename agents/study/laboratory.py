@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -157,6 +158,14 @@ class Laboratory:
                 **mitigation_options(mitigations),
             },
         )
+
+    def trains(self, method: str, mask: str) -> bool:
+        """Whether a method has a parameter in the groups of a mask, by its name."""
+        denoiser = copy.deepcopy(self.backbone.denoiser)
+        attach = find_method(method, self.settings.method_options.get(method))
+        # Nothing is lost on gradients: what matters most is chosen in every group by itself.
+        attachment = attach(denoiser, find_groups(denoiser, self.settings.groups), calibration=lambda: ())
+        return bool(attachment.selected(self.masks[mask]))
 
     def factory(self, task: SelectionTask, job: int = 0) -> FineTuneFactory:
         """What builds the evaluator of a task, on one GPU after another."""

@@ -112,6 +112,15 @@ def test_what_does_not_go_together_is_said_and_left_out(tmp_path: Path) -> None:
     assert not any(line.startswith("| full | all | iet,agc") for line in page.splitlines())
 
 
+def test_a_method_without_a_parameter_in_the_mask_is_said_and_left_out(tmp_path: Path) -> None:
+    outcome = mitigations("copies=[attention]", "masks.phantom=input", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    page = (tmp_path / "docs" / "mitigations.md").read_text()
+    assert "| attention | any | the method has no parameter in these groups |" in page
+    assert not any(line.startswith("| attention | chosen") for line in page.splitlines())
+    assert paid_for(tmp_path) == 2 * (1 + 1 + 2 * 4) + (1 + 2 * 4)
+
+
 def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:
     own = tuple(each for each in SMALL if "masks.phantom" not in each)
     arguments = [*own, "copies=[]", "choice_evaluations=6"]
@@ -139,7 +148,7 @@ def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:
     [
         (["mitigations=[hope]"], "mitigation=hope is none"),
         (["mitigations=[]"], "mitigations=[]"),
-        (["copies=[attention]"], "learning_rates has none of attention"),
+        (["~learning_rates.difffit"], "learning_rates has none of difffit"),
         (["seeds=[0]"], "seeds=[0]"),
         (["masks.phantom=nowhere"], "nowhere"),
         (["masks.phantom=none"], "trains nothing"),
