@@ -88,8 +88,8 @@ def _sentences(settings: MethodsSettings, analysis: EnvAnalysis) -> Iterable[str
     base, full = analysis.early[0], analysis.early[-1]
     yield f"Full fine-tuning moves {_from_to(settings, base, full, analysis)}."
     yield (
-        f"The rank correlation of the trainable share with privacy is {_interval(analysis.share_privacy)}, with "
-        f"quality {_interval(analysis.share_quality)} (over methods and masks; bootstrap):"
+        f"The rank correlation of the trainable share with privacy is {analysis.share_privacy.text()}, with "
+        f"quality {analysis.share_quality.text()} (over methods and masks; bootstrap):"
     )
     yield {
         (-1, 1): "what learns more memorizes more and makes better images: capacity trades one for the other.",
@@ -109,7 +109,7 @@ def _sentences(settings: MethodsSettings, analysis: EnvAnalysis) -> Iterable[str
         f"At no less quality, early stopping is beaten in privacy by {sides.count(1)} of {len(sides)} combinations, "
         f"beats {sides.count(-1)}, and {sides.count(0)} are not settled by {len(settings.seeds)} seeds (about "
         f"{0.025 * len(sides):.0f} each way are to be expected by luck alone); the mean difference over all of them is "
-        f"{_interval(overall)}:"
+        f"{overall.text()}:"
     )
     yield {
         1: "on the whole, restricting what learns keeps more private than stopping early does.",
@@ -124,7 +124,8 @@ def _sentences(settings: MethodsSettings, analysis: EnvAnalysis) -> Iterable[str
         best = max(good, key=lambda row: row.privacy.mean())
         yield (
             f"With at least {words} of full fine-tuning's quality, {best.method} with {best.mask} is the most private: "
-            f"privacy {_over(best.privacy)}, quality {_over(best.quality)}, {best.share:.2%} trainable."
+            f"privacy {Interval.over(best.privacy).text()}, quality {Interval.over(best.quality).text()}, "
+            f"{best.share:.2%} trainable."
         )
 
 
@@ -152,9 +153,9 @@ def _cells(settings: MethodsSettings, row: Row, analysis: EnvAnalysis) -> Sequen
         row.method,
         row.mask,
         f"{row.share:.3%}",
-        _over(row.quality),
-        _over(row.privacy),
-        "" if against is None else _over(against),
+        Interval.over(row.quality).text(),
+        Interval.over(row.privacy).text(),
+        "" if against is None else Interval.over(against).text(),
         *(f"{row.metrics[name].mean():.3g}" for name in settings.metrics),
         f"{row.seconds:.0f}",
     )
@@ -183,12 +184,3 @@ def _timing(settings: MethodsSettings, record: Record) -> str:
     how = f"""Milliseconds of a training step at batch {settings.inner.batch_size}, {settings.threads} thread, median of
         {settings.timing.repeats} measurements taken in turns."""
     return "\n".join([f"## A training step\n\n{prose(how)}", table(("method", *masks), rows)])
-
-
-def _interval(interval: Interval) -> str:
-    mean, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]"  # and no -0.00
-
-
-def _over(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
-    return _interval(Interval.over(values))

@@ -23,10 +23,12 @@ class Gain:
     Attributes:
         quality: The difference on the quality axis.
         privacy: The difference on the privacy axis.
+        metrics: The difference of each metric.
     """
 
     quality: Interval
     privacy: Interval
+    metrics: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def _gain(row: Row, plain: Row) -> Gain:
     def difference(axis: Vector, other: Vector) -> Interval:
         return Interval.over(axis - other)
 
-    return Gain(difference(row.quality, plain.quality), difference(row.privacy, plain.privacy))
+    return Gain(
+        difference(row.quality, plain.quality),
+        difference(row.privacy, plain.privacy),
+        {name: difference(values, plain.metrics[name]) for name, values in row.metrics.items()},
+    )
 
 
 def _grouped(inverted: Mapping[Cell, Evaluation]) -> dict[tuple[str, str, str], list[Mapping[str, Measurement]]]:

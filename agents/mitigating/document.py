@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from agents.markdown import origin, prose, table
 from agents.mitigating.analysis import EnvAnalysis, analyse, key_of
 from agents.mitigating.choice import Choice, Found
+from agents.mitigating.conclusions import conclusions
 from agents.mitigating.figures import draw
-from agents.mitigating.plan import ALL, CHOSEN
-from agents.mitigating.settings import FULL, MitigationsSettings
+from agents.mitigating.settings import MitigationsSettings
 from agents.parts import Record
 from agents.study.laboratory import from_json
 from agents.study.rows import Interval, Row
@@ -95,67 +93,8 @@ def _systems(settings: MitigationsSettings) -> str:
 def _conclusions(settings: MitigationsSettings, analyses: Mapping[str, EnvAnalysis]) -> str:
     pieces = ["## What it shows\n"]
     for env, analysis in analyses.items():
-        pieces.append(prose(" ".join([f"**{env}.**", *_sentences(settings, analysis)])))
+        pieces.append(prose(" ".join([f"**{env}.**", *conclusions(analysis)])))
     return "\n".join(pieces)
-
-
-def _sentences(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable[str]:
-    rows = {key_of(row): row for row in analysis.rows}
-    full, chosen = rows[FULL, ALL, ""], rows[FULL, CHOSEN, ""]
-    yield (
-        (
-            f"Full fine-tuning has a membership AUC of {full.metrics['membership'].mean():.3f} and copies "
-            f"{full.metrics['copy_rate'].mean():.1%}; the chosen mask trains {chosen.share:.1%} and has quality "
-            f"{_over(chosen.quality)} and privacy {_over(chosen.privacy)}."
-        )
-        if {"membership", "copy_rate"} <= full.metrics.keys()
-        else (
-            f"The chosen mask trains {chosen.share:.1%} and has quality {_over(chosen.quality)} and privacy "
-            f"{_over(chosen.privacy)}."
-        )
-    )
-    alone = [row for row in analysis.rows if (row.method, row.mask) == (FULL, ALL) and row.mitigations]
-    better = [row for row in alone if row.privacy.mean() >= chosen.privacy.mean()]
-    best = [row for row in better if row.quality.mean() >= chosen.quality.mean()]
-    if best:
-        yield f"Alone, {_named(best)} had means no worse than the mask's on both axes."
-    else:
-        more = f"; {_named(better)} kept more private, at less quality" if better else ""
-        yield f"Alone, no mitigation had means as good as the mask's on both axes{more}."
-    for words, sign in (("raise", 1), ("lower", -1)):
-        moved = [row for row in alone if analysis.gains[key_of(row)].privacy.side == sign]
-        yield (
-            f"At equal steps, {_named(moved)} {words} the privacy of full fine-tuning beyond the seeds' interval."
-            if moved
-            else f"At equal steps, none is shown to {words} the privacy of full fine-tuning."
-        )
-    if idle := [row for row in alone if _same(row, full)]:
-        yield f"Of {_named(idle)} every number is that of full fine-tuning alone: there was nothing for it to act on."
-    added = [
-        row
-        for row in analysis.rows
-        if (row.method, row.mask) == (FULL, CHOSEN) and row.mitigations and analysis.gains[key_of(row)].privacy.side > 0
-    ]
-    yield (
-        f"On top of the mask, {_named(added)} raise privacy further."
-        if added
-        else "On top of the mask, none is shown to raise privacy further."
-    )
-    equal = [row for row in alone if analysis.against_early[key_of(row)].side > 0]
-    yield (
-        f"At equal quality, {_named(equal)} alone keep more private than stopping early does."
-        if equal
-        else "At equal quality, none alone is shown to keep more private than stopping early does."
-    )
-    against = analysis.against_early[key_of(chosen)]
-    yield f"For the mask that difference is {_interval(against)}."
-    if len(alone):
-        expected = 0.025 * len(alone)
-        yield f"(By luck alone, {expected:.1f} of {len(alone)} mitigations are to be expected beyond either end.)"
-
-
-def _same(row: Row, other: Row) -> bool:
-    return all(np.array_equal(row.metrics[name], other.metrics[name], equal_nan=True) for name in row.metrics)
 
 
 def _env(
@@ -163,25 +102,22 @@ def _env(
 ) -> Iterable[str]:
     yield f"## {env}\n\n![Quality and privacy](mitigations-{env}.png)\n"
     yield prose(" ".join(_chosen(settings, choice)))
-    header = (
-        "method",
-        "mask",
-        "mitigation",
-        "trainable",
-        "quality",
-        "privacy",
-        "at equal steps: quality",
-        "privacy",
-        "at equal quality: privacy",
-        *settings.metrics,
-        "s",
-    )
-    yield table(header, [_cells(settings, row, analysis) for row in (*analysis.rows, *analysis.early[:-1])])
+    rows = (*analysis.rows, *analysis.early[:-1])
+    compared = ("at equal steps: quality", "privacy", "at equal quality: privacy")
+    axes = ("method", "mask", "mitigation", "trainable", "quality", "privacy", *compared)
+    yield table(axes, [_placed_row(row, analysis) for row in rows])
     yield prose(
         """At equal steps: against the same method and mask without a mitigation. At equal quality: privacy minus that
-        of the most private early stop of no less quality, with the same seed. Metrics are means over the seeds. The
-        last column is the mean wall time of an evaluation, generation and measurement included, beside whatever else
-        the machine did."""
+        of the most private early stop of no less quality, with the same seed."""
+    )
+    yield f"### {env}: what was measured\n"
+    nulls = [analysis.nulls[name] for name in settings.metrics]
+    heldout = ("held-out images", "", "", *("" if null is None else f"{null:.3f}" for null in nulls), "")
+    metrics = ("method", "mask", "mitigation", *settings.metrics, "s")
+    yield table(metrics, [*(_measured_row(settings, row) for row in rows), heldout])
+    yield prose(
+        """The last column is the mean wall time of an evaluation, generation and measurement included, beside whatever
+        else the machine did."""
     )
     reported = [(_title(row), ", ".join(f"{k} {v:.3g}" for k, v in row.figures.items())) for row in analysis.rows]
     yield f"### {env}: what the mitigations report\n"
@@ -214,21 +150,24 @@ def _placed(found: Found) -> str:
     return f"quality {found.quality:.2f}, privacy {found.privacy:.2f}, utility {found.utility:.2f}"
 
 
-def _cells(settings: MitigationsSettings, row: Row, analysis: EnvAnalysis) -> Sequence[str]:
+def _placed_row(row: Row, analysis: EnvAnalysis) -> Sequence[str]:
     gain, against = analysis.gains.get(key_of(row)), analysis.against_early.get(key_of(row))
     return (
         row.method,
         row.mask,
         row.mitigations or "none",
         f"{row.share:.3%}",
-        _over(row.quality),
-        _over(row.privacy),
-        "" if gain is None else _interval(gain.quality),
-        "" if gain is None else _interval(gain.privacy),
-        "" if against is None else _interval(against),
-        *(f"{row.metrics[name].mean():.3g}" for name in settings.metrics),
-        f"{row.seconds:.0f}",
+        Interval.over(row.quality).text(),
+        Interval.over(row.privacy).text(),
+        "" if gain is None else gain.quality.text(),
+        "" if gain is None else gain.privacy.text(),
+        "" if against is None else against.text(),
     )
+
+
+def _measured_row(settings: MitigationsSettings, row: Row) -> Sequence[str]:
+    metrics = (Interval.over(row.metrics[name]).text(3) for name in settings.metrics)
+    return row.method, row.mask, row.mitigations or "none", *metrics, f"{row.seconds:.0f}"
 
 
 def _inverted(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable[str]:
@@ -253,16 +192,3 @@ def _inverted(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable[
 
 def _title(row: Row) -> str:
     return f"{row.method}, {row.mask}, {row.mitigations or 'none'}"
-
-
-def _named(rows: Sequence[Row]) -> str:
-    return ", ".join(row.mitigations for row in rows)
-
-
-def _interval(interval: Interval) -> str:
-    mean, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]"  # and no -0.00
-
-
-def _over(values: object) -> str:
-    return _interval(Interval.over(values))  # type: ignore[arg-type]

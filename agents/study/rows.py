@@ -37,6 +37,12 @@ class Interval:
         """1 if the interval lies above 0, -1 if below, 0 if it covers 0."""
         return int(self.low > 0) - int(self.high < 0)
 
+    def text(self, digits: int = 2) -> str:
+        """For example ``0.12 [0.03, 0.21]``."""
+        values = (self.mean, self.low, self.high)
+        mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in values)  # and no -0.00
+        return f"{mean} [{low}, {high}]"
+
 
 @dataclass(frozen=True)
 class Row:

@@ -1,0 +1,149 @@
+"""What the comparison of mitigations shows on one data set, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from agents.mitigating.analysis import EnvAnalysis, key_of
+from agents.mitigating.plan import ALL, CHOSEN
+from agents.mitigating.settings import FULL
+from agents.study.rows import Interval, Row
+from envs.mitigations import MITIGATIONS, Stage
+
+
+def conclusions(analysis: EnvAnalysis) -> Iterator[str]:
+    """Sentences; each is true of the analysis, whichever way it falls."""
+    yield from _subjects(analysis)
+    yield from _equal_steps(analysis)
+    yield from _equal_quality(analysis)
+    if "copy_rate" in analysis.rows[0].metrics:
+        yield from _copies(analysis)
+    yield from _named_images(analysis)
+    if alone := _with(analysis, ALL):
+        expected = 0.025 * len(alone)
+        yield f"(By luck alone, {expected:.1f} of {len(alone)} mitigations are to be expected beyond either end.)"
+
+
+def _subjects(analysis: EnvAnalysis) -> Iterator[str]:
+    full, chosen = _plain(analysis, ALL), _plain(analysis, CHOSEN)
+    if {"membership", "copy_rate"} <= full.metrics.keys():
+        yield (
+            f"Full fine-tuning has a membership AUC of {full.metrics['membership'].mean():.3f} and copies "
+            f"{full.metrics['copy_rate'].mean():.1%}."
+        )
+    yield f"The chosen mask trains {chosen.share:.1%} and has {_axes(chosen)}."
+    alone = _with(analysis, ALL)
+    better = [row for row in alone if row.privacy.mean() >= chosen.privacy.mean()]
+    best = [row for row in better if row.quality.mean() >= chosen.quality.mean()]
+    if best:
+        yield f"Alone, {_named(best)} had means no worse than the mask's on both axes."
+    else:
+        more = f"; {_do(better, 'keep')} more private, at less quality" if better else ""
+        yield f"Alone, no mitigation had means as good as the mask's on both axes{more}."
+    copies = [row for row in analysis.rows if row.method != FULL and not row.mitigations]
+    if copies:
+        yield f"Copied to other methods, it has: {'; '.join(f'{row.method} {_axes(row)}' for row in copies)}."
+
+
+def _equal_steps(analysis: EnvAnalysis) -> Iterator[str]:
+    alone = _with(analysis, ALL)
+    for verb, sign in (("raise", 1), ("lower", -1)):
+        moved = [row for row in alone if analysis.gains[key_of(row)].privacy.side == sign]
+        yield (
+            f"At equal steps, {_do(moved, verb)} the privacy of full fine-tuning beyond the seeds' interval."
+            if moved
+            else f"At equal steps, none is shown to {verb} the privacy of full fine-tuning."
+        )
+    if idle := [row for row in alone if _same(row, _plain(analysis, ALL))]:
+        yield f"Of {_named(idle)} every number is that of full fine-tuning alone: there was nothing for it to act on."
+    added = [row for row in _with(analysis, CHOSEN) if analysis.gains[key_of(row)].privacy.side > 0]
+    yield (
+        f"On top of the mask, {_do(added, 'raise')} privacy further."
+        if added
+        else "On top of the mask, none is shown to raise privacy further."
+    )
+
+
+def _equal_quality(analysis: EnvAnalysis) -> Iterator[str]:
+    private = [row for row in _with(analysis, ALL) if analysis.against_early[key_of(row)].side > 0]
+    yield (
+        f"At equal quality, {_do(private, 'keep')} full fine-tuning more private than stopping early does."
+        if private
+        else "At equal quality, none alone is shown to keep more private than stopping early does."
+    )
+    against = analysis.against_early[key_of(_plain(analysis, CHOSEN))]
+    yield f"The mask alone is {against.text()} more private than that."
+
+
+def _copies(analysis: EnvAnalysis) -> Iterator[str]:
+    alone = _with(analysis, ALL)
+
+    def change(row: Row) -> Interval:
+        return analysis.gains[key_of(row)].metrics["copy_rate"]
+
+    def changes(rows: Iterable[Row]) -> str:
+        return ", ".join(f"{_name(row)} {change(row).text(3)}" for row in rows)
+
+    fewer = [row for row in alone if change(row).side < 0]
+    yield (
+        f"The copy rate of full fine-tuning falls beyond the seeds' interval with {changes(fewer)}."
+        if fewer
+        else "None is shown to lower the copy rate of full fine-tuning."
+    )
+    of_sampler = [row for row in alone if _stages(row) == {Stage.SAMPLING}]
+    if of_sampler:
+        yield (
+            "What acts on the sampler alone leaves the weights as they are, and membership asks the weights: it is to "
+            f"be judged by the copy rate, which it moves by: {changes(of_sampler)}."
+        )
+
+
+def _named_images(analysis: EnvAnalysis) -> Iterator[str]:
+    found = [analysis.inverted.get((FULL, mask, "")) for mask in (ALL, CHOSEN)]
+    successes = [each[0]["inversion_success"] for each in found if each]
+    if len(successes) < len(found):
+        return
+    said = [
+        f"{each.value:.0%}" + ("" if each.null is None else f" (of test images {each.null:.0%})")
+        for each in successes
+        if each.value is not None
+    ]
+    if len(said) == len(found):
+        yield (
+            f"Of {successes[0].n} named training images inversion gets {said[0]} back from full fine-tuning, and "
+            f"{said[1]} from the mask."
+        )
+
+
+def _plain(analysis: EnvAnalysis, mask: str) -> Row:
+    return next(row for row in analysis.rows if key_of(row) == (FULL, mask, ""))
+
+
+def _with(analysis: EnvAnalysis, mask: str) -> list[Row]:
+    return [row for row in analysis.rows if (row.method, row.mask) == (FULL, mask) and row.mitigations]
+
+
+def _stages(row: Row) -> set[Stage]:
+    return {MITIGATIONS[name].stage for name in row.mitigations.split(",")}
+
+
+def _same(row: Row, other: Row) -> bool:
+    return all(np.array_equal(row.metrics[name], other.metrics[name], equal_nan=True) for name in row.metrics)
+
+
+def _axes(row: Row) -> str:
+    return f"quality {Interval.over(row.quality).text()} and privacy {Interval.over(row.privacy).text()}"
+
+
+def _name(row: Row) -> str:
+    return row.mitigations.replace(",", "+")
+
+
+def _named(rows: Sequence[Row]) -> str:
+    return ", ".join(map(_name, rows))
+
+
+def _do(rows: Sequence[Row], verb: str) -> str:
+    return f"{_named(rows)} {verb}{'s' if len(rows) == 1 else ''}"

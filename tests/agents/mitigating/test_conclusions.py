@@ -1,0 +1,121 @@
+"""What the comparison of mitigations says in words, of invented rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agents.mitigating.analysis import EnvAnalysis, Gain, key_of
+from agents.mitigating.conclusions import conclusions
+from agents.study.rows import Interval, Row
+from rewards.measurement import Measurement
+
+SEEDS = np.asarray([-0.01, 0.0, 0.01])
+
+
+def row(method: str, mask: str, mitigations: str, quality: float, privacy: float, copies: float) -> Row:
+    metrics = {"membership": 0.8 - 0.3 * privacy + SEEDS, "copy_rate": copies + SEEDS}
+    return Row(method, mask, 0.25, quality + SEEDS, privacy + SEEDS, metrics, 1.0, mitigations)
+
+
+FULL = row("full", "all", "", 1.0, 0.0, 0.3)
+MASK = row("full", "chosen", "", 0.8, 0.7, 0.05)
+
+
+def success(value: float, null: float) -> list[dict[str, Measurement]]:
+    return [{"inversion_success": Measurement(value, null, 0.0, 1.0, 16, higher_is_better=False)}]
+
+
+def analysis(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> EnvAnalysis:
+    """Differences are exact: the seeds are paired."""
+
+    def gain(each: Row) -> Gain:
+        plain = FULL if each.mask == "all" else MASK
+        names = each.metrics.keys()
+        return Gain(
+            Interval.over(each.quality - plain.quality),
+            Interval.over(each.privacy - plain.privacy),
+            {name: Interval.over(each.metrics[name] - plain.metrics[name]) for name in names},
+        )
+
+    rows = (FULL, MASK, *more)
+    found = {("full", "all", ""): success(0.25, 0.125), ("full", "chosen", ""): success(0.0, 0.125)}
+    return EnvAnalysis(
+        rows,
+        early=(),
+        nulls={},
+        gains={key_of(each): gain(each) for each in more if each.mitigations},
+        against_early={key_of(each): Interval.over(beyond_early + SEEDS) for each in rows},
+        inverted=found if inverted else {},
+    )
+
+
+def said(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> list[str]:
+    return list(conclusions(analysis(*more, beyond_early=beyond_early, inverted=inverted)))
+
+
+def test_the_mask_beside_mitigations_alone() -> None:
+    private = row("full", "all", "dp_sgd", 0.1, 0.9, 0.0)
+    better = row("full", "all", "iet,agc", 0.9, 0.75, 0.1)
+    assert "Alone, no mitigation had means as good as the mask's on both axes." in said()
+    assert (
+        "Alone, no mitigation had means as good as the mask's on both axes; dp_sgd keeps more private, at less quality."
+        in said(private)
+    )
+    assert "Alone, iet+agc had means no worse than the mask's on both axes." in said(private, better)
+
+
+def test_copies_of_the_mask() -> None:
+    assert "Copied to other methods, it has: lora quality 0.60 [0.58, 0.62] and privacy 0.65 [0.63, 0.67]." in said(
+        row("lora", "chosen", "", 0.6, 0.65, 0.1)
+    )
+
+
+def test_privacy_at_equal_steps_moves_either_way() -> None:
+    found = said(
+        row("full", "all", "ema", 1.0, 0.2, 0.3),
+        row("full", "all", "augment", 1.0, -0.2, 0.3),
+        row("full", "chosen", "agc", 0.8, 0.8, 0.05),
+    )
+    assert "At equal steps, ema raises the privacy of full fine-tuning beyond the seeds' interval." in found
+    assert "At equal steps, augment lowers the privacy of full fine-tuning beyond the seeds' interval." in found
+    assert "On top of the mask, agc raises privacy further." in found
+    assert not any(sentence.startswith("Of ema") for sentence in found)
+
+
+def test_what_changed_nothing() -> None:
+    found = said(row("full", "all", "deduplicate", 1.0, 0.0, 0.3))
+    assert "Of deduplicate every number is that of full fine-tuning alone: there was nothing for it to act on." in found
+    assert "At equal steps, none is shown to raise the privacy of full fine-tuning." in found
+
+
+@pytest.mark.parametrize(
+    ("beyond", "sentence"),
+    [
+        (0.3, "At equal quality, ema keeps full fine-tuning more private than stopping early does."),
+        (0.0, "At equal quality, none alone is shown to keep more private than stopping early does."),
+    ],
+)
+def test_equal_quality(beyond: float, sentence: str) -> None:
+    found = said(row("full", "all", "ema", 1.0, 0.2, 0.3), beyond_early=beyond)
+    assert sentence in found
+    mean = f"{beyond:.2f} [{beyond - 0.02:.2f}, {beyond + 0.02:.2f}]"
+    assert f"The mask alone is {mean} more private than that." in found
+
+
+def test_the_copy_rate_judges_what_acts_on_the_sampler() -> None:
+    found = said(row("full", "all", "guidance", 1.0, 0.0, 0.1), row("full", "all", "ema", 1.0, 0.2, 0.3))
+    falls = "The copy rate of full fine-tuning falls beyond the seeds' interval with guidance -0.200 [-0.200, -0.200]."
+    assert falls in found
+    (sampler,) = (sentence for sentence in found if sentence.startswith("What acts on the sampler alone"))
+    assert sampler.endswith("which it moves by: guidance -0.200 [-0.200, -0.200].")
+    assert not any(sentence.startswith("What acts on the sampler") for sentence in said())
+
+
+def test_named_images() -> None:
+    sentence = (
+        "Of 16 named training images inversion gets 25% (of test images 12%) back from full fine-tuning, and 0% (of "
+        "test images 12%) from the mask."
+    )
+    assert sentence in said()
+    assert not any("named training images" in each for each in said(inverted=False))
