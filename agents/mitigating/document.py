@@ -65,13 +65,15 @@ def _introduction(settings: MitigationsSettings) -> str:
             with that mask by other methods ({", ".join(settings.copies) or "none"}), each without a mitigation and with
             every one, seeds {seeds}: {split.train} private images, {inner.steps} gradient steps of batch
             {inner.batch_size} in all, {inner.images} generated images, measured against {split.test} test images of
-            other patients. Nothing here is written by hand."""
+            other patients. Of a mitigation one setting is tried, that of the table below. Nothing here is written by
+            hand."""
         )
         + "\n"
         + prose(
             f"""Quality ({", ".join(settings.reward.quality)}): 0 = the base model, 1 = full fine-tuning. Privacy
             ({", ".join(settings.reward.privacy)}): 0 = full fine-tuning, 1 = the null of held-out images. Anchors are
-            means over the seeds, and neither axis is clipped. Intervals are 95 % intervals over the seeds (Student's t;
+            means over the seeds, and neither axis is clipped: privacy above 1 is of training images that look less like
+            members than the null. Intervals are 95 % intervals over the seeds (Student's t;
             with {len(settings.seeds)} seeds they are wide). Two questions are asked of every row. At equal gradient
             steps: what does the mitigation change against the same subject without it, seed by seed? At equal quality:
             by how much is the row more private than full fine-tuning that stops early (after
