@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from agents.callbacks import search_progress
 from agents.entry import entry_point
-from agents.mitigating.choice import Choice, choose
+from agents.mitigating.choice import Choice, check_given, choose
 from agents.mitigating.document import write_document
 from agents.mitigating.plan import ALL, CHOSEN, NONE, cells, inversion_cells, refusals
 from agents.mitigating.settings import MitigationsSettings
@@ -34,6 +34,7 @@ def main(config: DictConfig) -> None:
 
 def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
     """The records of each data set; known ones cost nothing, and no evaluation in the store is paid for again."""
+    laboratories = {env: _laboratory(settings, env) for env in settings.envs}  # what is wrong with any is said now
     records: dict[str, Record] = {}
     searched = {env: 0 if env in settings.masks else settings.choice_evaluations + 2 for env in settings.envs}
     number = len(list(cells(settings))), len(list(inversion_cells(settings)))
@@ -44,18 +45,26 @@ def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
         if n
     }
     with search_progress(totals) as show:
-        for env in settings.envs:
-            first = Laboratory(settings, env, {ALL: "all"}, "mitigations")
-            identity = _identity(settings, first)
+        for env, laboratory in laboratories.items():
+            identity = _identity(settings, laboratory)
             chosen = parts.obtain(
                 f"{env}-choice",
                 identity | _search(settings, env),
-                lambda env=env: dataclasses.asdict(choose(settings, env, f"{env} search", show)),  # type: ignore[misc]
+                lambda each=laboratory: dataclasses.asdict(  # type: ignore[misc]
+                    choose(settings, each, f"{each.env} search", show)
+                ),
             )
             choice = Choice.from_json(chosen["result"])
             masks = {ALL: "all", NONE: "none", CHOSEN: ",".join(choice.groups)}
             records |= {f"{env}-choice": chosen} | _of_env(settings, env, masks, identity, parts, show)
     return records
+
+
+def _laboratory(settings: MitigationsSettings, env: str) -> Laboratory:
+    given = {CHOSEN: settings.masks[env]} if env in settings.masks else {}
+    laboratory = Laboratory(settings, env, {ALL: "all", NONE: "none", **given}, "mitigations")
+    check_given(laboratory)
+    return laboratory
 
 
 def _of_env(

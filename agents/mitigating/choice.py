@@ -77,7 +77,17 @@ class Choice:
         return cls(tuple(fields["groups"]), fields["source"], first, best)
 
 
-def choose(settings: MitigationsSettings, env: str, what: str, show: Show) -> Choice:
+def check_given(laboratory: Laboratory) -> None:
+    """Refuses a mask that was given in the call and trains nothing.
+
+    Raises:
+        InputError: If it does.
+    """
+    if not any(laboratory.masks.get(CHOSEN, (True,))):
+        raise InputError(f"{laboratory.env}: the mask given in the call trains nothing", _remedy(laboratory))
+
+
+def choose(settings: MitigationsSettings, laboratory: Laboratory, what: str, show: Show) -> Choice:
     """The mask that was given for a data set, or the best that a policy finds that learned on tables of the others.
 
     The policy learns on as in a transfer: of ``settings.choice_evaluations`` fine-tunes in full with the comparison's
@@ -86,7 +96,7 @@ def choose(settings: MitigationsSettings, env: str, what: str, show: Show) -> Ch
 
     Args:
         settings: Of the comparison.
-        env: The data set.
+        laboratory: Of the data set, with the masks `ALL` and `NONE`, and `CHOSEN` if it was given.
         what: Names the search in ``show``.
         show: Told about progress.
 
@@ -94,15 +104,16 @@ def choose(settings: MitigationsSettings, env: str, what: str, show: Show) -> Ch
         InputError: If there is no table of another data set, an anchor or every fine-tune fails, or nothing would
             learn.
     """
-    laboratory = Laboratory(settings, env, {ALL: "all", NONE: "none"}, "mitigations")
-    if env in settings.masks:
-        mask = Laboratory(settings, env, {CHOSEN: settings.masks[env]}, "mitigations").masks[CHOSEN]
-        choice = Choice(_named(laboratory, mask), "given in the call")
-    else:
-        choice = _searched(settings, laboratory, what, show)
+    if CHOSEN in laboratory.masks:
+        return Choice(_named(laboratory, laboratory.masks[CHOSEN]), "given in the call")
+    choice = _searched(settings, laboratory, what, show)
     if not choice.groups:
-        raise InputError(f"{env}: the mask {choice.source} trains nothing", f"set +masks.{env}=<mask>")
+        raise InputError(f"{laboratory.env}: the mask {choice.source} trains nothing", _remedy(laboratory))
     return choice
+
+
+def _remedy(laboratory: Laboratory) -> str:
+    return f"set +masks.{laboratory.env}=<mask>"
 
 
 def _searched(settings: MitigationsSettings, laboratory: Laboratory, what: str, show: Show) -> Choice:

@@ -54,6 +54,8 @@ class MitigationsSettings(StudySettings):
             raise InputError(
                 f"envs={self.envs} mitigations={self.mitigations}", "name at least one of both, and each once"
             )
+        if strange := sorted(set(self.masks) - set(self.envs)):
+            raise InputError(f"masks names {', '.join(strange)}", f"envs= has {', '.join(self.envs)}")
         if FULL in self.copies:
             raise InputError(f"copies={self.copies}", "full has the mask anyway: leave it out")
         if len(self.seeds) < 2:

@@ -144,6 +144,12 @@ def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:
     assert "It is the best of 6 fine-tunes with a seed of their own" in page
 
 
+def test_what_is_wrong_with_the_last_data_set_is_said_before_the_first_is_paid_for(tmp_path: Path) -> None:
+    outcome = mitigations("envs=[phantom,isic]", "+masks.isic=none", folder=tmp_path)
+    refused_in_one_line(outcome.code, outcome.err, "isic")
+    assert not (tmp_path / "runs" / "evaluations.sqlite").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -153,6 +159,7 @@ def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:
         (["seeds=[0]"], "seeds=[0]"),
         (["masks.phantom=nowhere"], "nowhere"),
         (["masks.phantom=none"], "trains nothing"),
+        (["+masks.isic=input"], "masks names isic"),
         (["early_stops=[6]"], "early_stops=[6]"),
         (["metrics=[kid]"], "metrics= lacks membership"),
         (["preference=2"], "preference=2"),
