@@ -23,16 +23,45 @@ class _Materialised(LoraLayer):
     peft applies W, A and B one after the other, and for DoRA makes W + B A all the same for its norms. That saves the
     weight's gradient, but a product with a few columns takes as long as one with a full tile of them, and each result
     passes through memory several times: in narrow layers more than what it saves. There, and while adapters learn,
-    these layers make W' instead; what they compute differs in rounding. Everything else is peft's: parameters, files,
-    merging, and every output without a gradient, which therefore is what plain peft computes from the same file.
+    these layers make W' instead; what they compute differs in rounding. Where a group is off, its frozen adapters have
+    B = 0, and the layer is W alone. Everything else is peft's: parameters, files, merging, and every output without a
+    gradient, which therefore is what plain peft computes from the same file.
     """
+
+    _looked_at: tuple[object, bool] = ((), False)
+    """In which state of their parameters the adapters were looked at last, and whether they then did nothing."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output with the adapters that are active."""
-        layer, output = self.get_base_layer(), None
-        if torch.is_grad_enabled() and not (args or kwargs or self.disable_adapters or self.merged):
-            output = self._learning(layer, x)
+        layer: Any = self.get_base_layer()
+        output: Tensor | None = None
+        if not (args or kwargs or self.disable_adapters or self.merged):
+            if self._does_nothing(layer):
+                output = layer(x)
+            elif torch.is_grad_enabled():
+                output = self._learning(layer, x)
         return super().forward(x, *args, **kwargs) if output is None else output  # type: ignore[misc]
+
+    def _does_nothing(self, layer: Any) -> bool:
+        """Whether no active adapter learns and each is as it was made, so that it adds 0."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        # A compiled graph could not look again.
+        if torch.compiler.is_compiling() or not all(self._is_known(name) for name in names):
+            return False
+        magnitudes: list[Any] = [self.lora_magnitude_vector[name] for name in names if name in self.lora_variant]
+        downs, ups = ([factor[name].weight for name in names] for factor in (self.lora_A, self.lora_B))
+        parts: list[Any] = [*ups, *(each.weight for each in magnitudes), layer.weight]
+        if any(part.requires_grad for part in (*downs, *parts[:-1])) or any(part.is_inference() for part in parts):
+            return False
+        # Looking is a wait for the GPU: it is done anew only after a parameter was written, moved or replaced.
+        state = tuple((part.data_ptr(), part._version, part.dtype) for part in parts)
+        if self._looked_at[0] != state:
+            nothing = not any(up.any() for up in parts[: len(ups)]) and all(
+                torch.equal(each.weight, each.get_weight_norm(layer.weight, layer.weight.new_zeros(()), 1.0))
+                for each in magnitudes
+            )
+            self._looked_at = state, nothing
+        return self._looked_at[1]
 
     def _learning(self, layer: Any, x: Tensor) -> Tensor | None:
         """The output by way of W'; None where peft's way is cheaper or an adapter is of another kind."""

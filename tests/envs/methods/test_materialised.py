@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraModel
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -113,6 +115,89 @@ def test_without_a_gradient_the_output_is_pefts_to_the_bit(dora: bool) -> None:
     for model in (ours, plain):
         model.requires_grad_(False)
     assert torch.equal(ours(x), plain(x))
+
+
+def frozen_pair(dora: bool) -> tuple[PeftModel, PeftModel]:
+    """The same two as they are made, with nothing that learns: of layers whose group is off."""
+    models = []
+    for change in (train_materialised, lambda config: config):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = LoraConfig(r=2, use_dora=dora, target_modules=["0", "1", "2", "4", "5"])
+            models.append(get_peft_model(network(), change(config)).requires_grad_(False))
+    ours, plain = models
+    return ours, plain
+
+
+def adapters_that_act(model: PeftModel) -> int:
+    """In how many layers something is computed besides the base layer."""
+    seen: set[int] = set()
+    parts = [down for layer in model.modules() if isinstance(layer, LoraLayer) for down in layer.lora_A.values()]
+    watched = [part.register_forward_pre_hook(lambda part, _: seen.add(id(part))) for part in parts]
+    with torch.no_grad():
+        model(torch.randn(2, 3, 8, 8, generator=torch_generator(0, "x")))
+    for hook in watched:
+        hook.remove()
+    return len(seen)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_frozen_adapter_as_it_was_made_costs_nothing_and_changes_no_bit(dora: bool) -> None:
+    ours, plain = frozen_pair(dora)
+    assert (adapters_that_act(ours), adapters_that_act(plain)) == (0, 5)
+    (output, slopes), (expected, expected_slopes) = outcome(ours), outcome(plain)
+    assert torch.equal(output, expected)
+    assert torch.equal(slopes["x"], expected_slopes["x"])
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_that_was_moved_acts_until_it_is_put_back(dora: bool) -> None:
+    ours, plain = frozen_pair(dora)
+    adapters_that_act(ours)  # looks at all
+    x = torch.randn(2, 3, 8, 8, generator=torch_generator(0, "x"))
+    for part in ("lora_B", "lora_magnitude_vector", "base_layer")[: 3 if dora else 1]:
+        name = next(name for name, _ in ours.named_parameters() if f"4.{part}" in name and name.endswith("weight"))
+        start = ours.get_parameter(name).clone()
+        for model in (ours, plain):
+            with torch.no_grad():
+                model.get_parameter(name).add_(0.5)
+        assert adapters_that_act(ours) == 1, part
+        assert torch.equal(ours(x), plain(x))
+        for model in (ours, plain):
+            model.load_state_dict({name: start}, strict=False)
+        assert adapters_that_act(ours) == 0, part
+
+
+def test_an_adapter_that_is_replaced_is_looked_at_again() -> None:
+    ours, _ = frozen_pair(dora=False)
+    assert adapters_that_act(ours) == 0
+    layer = next(module for module in ours.modules() if isinstance(module, MaterialisedLinear))
+    up: Any = layer.lora_B["default"]
+    up.weight = nn.Parameter(torch.ones_like(up.weight), requires_grad=False)
+    assert adapters_that_act(ours) == 1
+
+
+def test_a_compiled_graph_sees_what_is_learned_later() -> None:
+    ours, plain = frozen_pair(dora=False)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    x = torch.randn(2, 3, 8, 8, generator=torch_generator(0, "x"))
+    before = compiled(x)
+    for model in (ours, plain):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(0.5)
+    assert not torch.equal(compiled(x), before)
+    assert torch.equal(compiled(x), plain(x))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_that_learns_acts_from_its_start(dora: bool) -> None:
+    ours, _ = frozen_pair(dora)
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_("4.lora" in name)
+    assert adapters_that_act(ours) == 1
+    assert all(slope.isfinite().all() for slope in outcome(ours)[1].values())
 
 
 @pytest.mark.parametrize("setting", [{"lora_dropout": 0.5}, {"lora_bias": True, "target_modules": ["0", "4"]}])
