@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from envs.evaluators.base import Evaluation
 from envs.evaluators.failure import is_final
+from envs.exchange import Record
 from envs.task import SelectionTask
 from rewards.errors import InputError
 
@@ -38,6 +39,15 @@ class StoredEvaluation:
 
     evaluation: Evaluation
     run: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of evaluations of others: ``new`` ones, ``known`` ones, and of these ``differing`` in numbers."""
+
+    new: int
+    known: int
+    differing: int
 
 
 class EvaluationStore:
@@ -83,17 +93,9 @@ class EvaluationStore:
             What `get` now gives to ``run``: another run's evaluation if that was stored first.
         """
         key = task.evaluation_key(evaluation.schedule)
-        identity = json.dumps(task.identity(), sort_keys=True, allow_nan=False)
-        fields = json.dumps(evaluation.to_json(), allow_nan=False)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        row = (key, task.id, evaluation.schedule.key, fields, run, now, is_final(evaluation.failure))
         with self._errors_reported(), self._lock, self._transaction():
-            self._database.execute("INSERT INTO tasks VALUES (?, ?) ON CONFLICT DO NOTHING", (task.id, identity))
-            self._database.execute(
-                "INSERT INTO evaluations (key, task, schedule, evaluation, run, created, final) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                row,
-            )
+            self._insert(key, task.id, task.identity(), evaluation, run, now)
             stored = self._get(key, run)
             assert stored is not None
             return stored
@@ -108,6 +110,39 @@ class EvaluationStore:
             ).fetchall()
             stored = [_parsed(*row) for row in rows]
         yield from stored
+
+    def records(self) -> list[Record]:
+        """Every final evaluation, in the order in which it was stored."""
+        with self._errors_reported(), self._lock:
+            rows = self._database.execute(
+                "SELECT identity, evaluation, run, created FROM evaluations JOIN tasks ON tasks.id = task "
+                "WHERE final ORDER BY evaluations.id"
+            ).fetchall()
+            return [
+                Record(json.loads(task), _parsed(fields, run).evaluation, run, at) for task, fields, run, at in rows
+            ]
+
+    def merge(self, records: Iterable[Record]) -> Merged:
+        """Takes over final evaluations of another store, all or nothing; what stands under a key stays.
+
+        Failures that are not final are left out: they tell of another machine's troubles.
+        """
+        new = known = differing = 0
+        with self._errors_reported(), self._lock, self._transaction():
+            for record in records:
+                evaluation = record.evaluation
+                if not is_final(evaluation.failure):
+                    continue
+                standing = self._database.execute(
+                    "SELECT evaluation, run FROM evaluations WHERE key = ? AND final", (record.key,)
+                ).fetchone()
+                if standing is None:
+                    self._insert(record.key, record.task_id, record.task, evaluation, record.run, record.created)
+                    new += 1
+                else:
+                    known += 1
+                    differing += not _parsed(*standing).evaluation.same_numbers(evaluation)
+        return Merged(new, known, differing)
 
     def close(self) -> None:
         """Lets go of the file; safe to call twice."""
@@ -143,6 +178,18 @@ class EvaluationStore:
             (key, run),
         ).fetchone()
         return None if row is None else _parsed(*row)
+
+    def _insert(
+        self, key: str, task_id: str, task: Mapping[str, Any], evaluation: Evaluation, run: str, created: str
+    ) -> None:
+        identity = json.dumps(task, sort_keys=True, allow_nan=False)
+        fields = json.dumps(evaluation.to_json(), allow_nan=False)
+        self._database.execute("INSERT INTO tasks VALUES (?, ?) ON CONFLICT DO NOTHING", (task_id, identity))
+        self._database.execute(
+            "INSERT INTO evaluations (key, task, schedule, evaluation, run, created, final) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (key, task_id, evaluation.schedule.key, fields, run, created, is_final(evaluation.failure)),
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
