@@ -18,7 +18,7 @@ BASE, EARLY = "base model", "early stop"
 
 @dataclass(frozen=True)
 class Gain:
-    """What a mitigation adds to what it is put on, at equal gradient steps, over seeds.
+    """What a row has beyond another, at equal gradient steps, over seeds.
 
     Attributes:
         quality: The difference on the quality axis.
@@ -39,7 +39,8 @@ class EnvAnalysis:
         rows: Every subject with every mitigation that can act on it, and without any.
         early: Full fine-tuning stopped early, from the base model to the whole.
         nulls: Of each metric; None where there is none.
-        gains: Of each row with a mitigation.
+        gains: Of each row with a mitigation, beyond the same method and mask without one.
+        copied: Of the chosen mask by other methods, without a mitigation, beyond that mask in full; by method.
         against_early: By how much the privacy of a row exceeds that of early stopping at no less quality.
         inverted: For rows whose images were inverted, by seed: ``inversion_success`` and ``inversion``.
     """
@@ -48,6 +49,7 @@ class EnvAnalysis:
     early: tuple[Row, ...]
     nulls: Mapping[str, float | None]
     gains: Mapping[tuple[str, str, str], Gain]
+    copied: Mapping[str, Gain]
     against_early: Mapping[tuple[str, str, str], Interval]
     inverted: Mapping[tuple[str, str, str], Sequence[Mapping[str, Measurement]]]
 
@@ -92,13 +94,16 @@ def analyse(
         tuple(rows),
         early,
         {name: measurement.null for name, measurement in full[0].metrics.items()},
-        {key_of(row): _gain(row, plain[row.method, row.mask]) for row in rows if row.mitigations},
+        {key_of(row): gain(row, plain[row.method, row.mask]) for row in rows if row.mitigations},
+        {method: gain(row, plain[FULL, mask]) for (method, mask), row in plain.items() if method != FULL},
         {key_of(row): Interval.over(privacy_beyond(row, early)) for row in rows if key_of(row) != (FULL, ALL, "")},
         _grouped(inverted),
     )
 
 
-def _gain(row: Row, plain: Row) -> Gain:
+def gain(row: Row, plain: Row) -> Gain:
+    """Of a row beyond another of the same seeds."""
+
     # The seeds are paired: both fine-tunes saw the same batches and were sampled from the same noise.
     def difference(axis: Vector, other: Vector) -> Interval:
         return Interval.over(axis - other)

@@ -42,9 +42,21 @@ def _subjects(analysis: EnvAnalysis) -> Iterator[str]:
     else:
         more = f"; {_do(better, 'keep')} more private, at less quality" if better else ""
         yield f"Alone, no mitigation had means as good as the mask's on both axes{more}."
-    copies = [row for row in analysis.rows if row.method != FULL and not row.mitigations]
-    if copies:
-        yield f"Copied to other methods, it has: {'; '.join(f'{row.method} {_axes(row)}' for row in copies)}."
+    yield from _copied_masks(analysis)
+
+
+def _copied_masks(analysis: EnvAnalysis) -> Iterator[str]:
+    changes = {method: {"quality": gain.quality, "privacy": gain.privacy} for method, gain in analysis.copied.items()}
+    moved = []
+    for axis in ("quality", "privacy"):
+        for word, sign in (("less", -1), ("more", 1)):
+            found = [f"{method} {each[axis].text()}" for method, each in changes.items() if each[axis].side == sign]
+            if found:
+                moved.append(f"{word} {axis} with {', '.join(found)}")
+    if moved:
+        yield f"Copied to other methods, beyond the seeds' interval it has {'; '.join(moved)}."
+    if same := [method for method, each in changes.items() if not any(change.side for change in each.values())]:
+        yield f"Copied to {', '.join(same)}, neither axis is shown to change."
 
 
 def _equal_steps(analysis: EnvAnalysis) -> Iterator[str]:

@@ -10,6 +10,7 @@ from agents.mitigating.analysis import EnvAnalysis, analyse, key_of
 from agents.mitigating.choice import Choice, Found
 from agents.mitigating.conclusions import conclusions
 from agents.mitigating.figures import draw
+from agents.mitigating.plan import subjects
 from agents.mitigating.settings import MitigationsSettings
 from agents.parts import Record
 from agents.study.laboratory import from_json
@@ -96,7 +97,29 @@ def _conclusions(settings: MitigationsSettings, analyses: Mapping[str, EnvAnalys
     pieces = ["## What it shows\n"]
     for env, analysis in analyses.items():
         pieces.append(prose(" ".join([f"**{env}.**", *conclusions(analysis)])))
+    if settings.copies:
+        pieces += ["### The mask by other methods, without a mitigation\n", _by_method(settings, analyses)]
     return "\n".join(pieces)
+
+
+def _by_method(settings: MitigationsSettings, analyses: Mapping[str, EnvAnalysis]) -> str:
+    plain = {
+        env: {(row.method, row.mask): row for row in analysis.rows if not row.mitigations}
+        for env, analysis in analyses.items()
+    }
+    rows = []
+    for method, mask in subjects(settings):
+        found = [of_env.get((method, mask)) for of_env in plain.values()]
+        if any(found):
+            rows.append((method, mask, *(text for row in found for text in _share_and_axes(row))))
+    columns = (name for env in plain for name in (f"{env}: trainable", "quality", "privacy"))
+    return table(("method", "mask", *columns), rows)
+
+
+def _share_and_axes(row: Row | None) -> Sequence[str]:
+    if row is None:
+        return "", "", ""
+    return f"{row.share:.3%}", Interval.over(row.quality).text(), Interval.over(row.privacy).text()
 
 
 def _env(
@@ -158,9 +181,7 @@ def _placed_row(row: Row, analysis: EnvAnalysis) -> Sequence[str]:
         row.method,
         row.mask,
         row.mitigations or "none",
-        f"{row.share:.3%}",
-        Interval.over(row.quality).text(),
-        Interval.over(row.privacy).text(),
+        *_share_and_axes(row),
         "" if gain is None else gain.quality.text(),
         "" if gain is None else gain.privacy.text(),
         "" if against is None else against.text(),

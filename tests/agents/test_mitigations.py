@@ -100,6 +100,9 @@ def test_the_page_says_what_was_measured(folder: Path) -> None:
     assert "At equal steps, agc, iet+agc raise the privacy of full fine-tuning beyond the seeds' interval." in words
     assert "Of deduplicate every number is that of full fine-tuning alone" in words
     assert "full, chosen, agc | agc.skipped_share 0.25" in page
+    by_method = page.split("### The mask by other methods")[1].split("##")[0]
+    found = [line.split(" | ")[:2] for line in by_method.splitlines() if line.startswith("| ")]
+    assert found[2:] == [["| full", "all"], ["| full", "chosen"], ["| difffit", "chosen"]]
     assert "| full | all | none | 0.500 [0.500, 0.500] | 0.500 | beyond the budget |" in page
     assert (folder / "docs" / "mitigations-phantom.png").stat().st_size > 10_000
 

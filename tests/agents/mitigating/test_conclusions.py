@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.mitigating.analysis import EnvAnalysis, Gain, key_of
+from agents.mitigating.analysis import EnvAnalysis, gain, key_of
 from agents.mitigating.conclusions import conclusions
 from agents.study.rows import Interval, Row
 from rewards.measurement import Measurement
@@ -29,22 +29,14 @@ def success(value: float, null: float) -> list[dict[str, Measurement]]:
 def analysis(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> EnvAnalysis:
     """Differences are exact: the seeds are paired."""
 
-    def gain(each: Row) -> Gain:
-        plain = FULL if each.mask == "all" else MASK
-        names = each.metrics.keys()
-        return Gain(
-            Interval.over(each.quality - plain.quality),
-            Interval.over(each.privacy - plain.privacy),
-            {name: Interval.over(each.metrics[name] - plain.metrics[name]) for name in names},
-        )
-
     rows = (FULL, MASK, *more)
     found = {("full", "all", ""): success(0.25, 0.125), ("full", "chosen", ""): success(0.0, 0.125)}
     return EnvAnalysis(
         rows,
         early=(),
         nulls={},
-        gains={key_of(each): gain(each) for each in more if each.mitigations},
+        gains={key_of(each): gain(each, FULL if each.mask == "all" else MASK) for each in more if each.mitigations},
+        copied={each.method: gain(each, MASK) for each in more if each.method != "full" and not each.mitigations},
         against_early={key_of(each): Interval.over(beyond_early + SEEDS) for each in rows},
         inverted=found if inverted else {},
     )
@@ -66,9 +58,19 @@ def test_the_mask_beside_mitigations_alone() -> None:
 
 
 def test_copies_of_the_mask() -> None:
-    assert "Copied to other methods, it has: lora quality 0.60 [0.58, 0.62] and privacy 0.65 [0.63, 0.67]." in said(
-        row("lora", "chosen", "", 0.6, 0.65, 0.1)
+    found = said(
+        row("svdiff", "chosen", "", 0.1, 0.7, 0.1),
+        row("lora", "chosen", "", 0.9, 0.5, 0.1),
+        row("dora", "chosen", "", 0.8, 0.75, 0.1),
+        row("adapter", "chosen", "", 0.8, 0.7, 0.1),
     )
+    assert (
+        "Copied to other methods, beyond the seeds' interval it has less quality with svdiff -0.70 [-0.70, -0.70]; "
+        "more quality with lora 0.10 [0.10, 0.10]; less privacy with lora -0.20 [-0.20, -0.20]; more privacy with dora "
+        "0.05 [0.05, 0.05]." in found
+    )
+    assert "Copied to adapter, neither axis is shown to change." in found
+    assert not any(sentence.startswith("Copied") for sentence in said())
 
 
 def test_privacy_at_equal_steps_moves_either_way() -> None:
