@@ -14,6 +14,7 @@ from agents.capacity.settings import MethodsSettings
 from agents.comparison.settings import CompareSettings
 from agents.finetuning.settings import FinetuneSettings
 from agents.landscape.settings import TablesSettings
+from agents.merge import MergeSettings
 from agents.mitigating.settings import MitigationsSettings
 from agents.pretrain import PretrainSettings
 from agents.settings import TrainSettings, read_settings
@@ -39,6 +40,7 @@ SCHEMAS: dict[str, tuple[Any, list[str]]] = {
     "ablation": (CompareSettings, []),
     "transfer": (TransferSettings, []),
     "transfers": (TransfersSettings, []),
+    "merge": (MergeSettings, []),
 }
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 
