@@ -42,8 +42,9 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)  ## learn what to fine-tune: make train [ENV=phantom] [ARGS="key=value ..."]
 	$(PY) -m agents.train env=$(ENV) $(ARGS)
 
+# A file's tests stay together, for they share what is dear to set up.
 test: $(READY)  ## the whole test suite; a part of it: make test ARGS="tests/rewards -m 'not slow'"
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 bench: $(READY)  ## the benchmarks; writes runs/bench/<name>.json
 	$(PY) -m agents.bench $(ARGS)
