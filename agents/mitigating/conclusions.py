@@ -22,8 +22,12 @@ def conclusions(analysis: EnvAnalysis) -> Iterator[str]:
         yield from _copies(analysis)
     yield from _named_images(analysis)
     if alone := _with(analysis, ALL):
-        expected = 0.025 * len(alone)
-        yield f"(By luck alone, {expected:.1f} of {len(alone)} mitigations are to be expected beyond either end.)"
+        on_copies = len(_on_copies(analysis))
+        of_copies = f", and {0.025 * on_copies:.1f} of {on_copies} on copies" if on_copies else ""
+        yield (
+            f"(By luck alone, {0.025 * len(alone):.1f} of {len(alone)} mitigations are to be expected beyond either "
+            f"end{of_copies}.)"
+        )
 
 
 def _subjects(analysis: EnvAnalysis) -> Iterator[str]:
@@ -76,6 +80,15 @@ def _equal_steps(analysis: EnvAnalysis) -> Iterator[str]:
         if added
         else "On top of the mask, none is shown to raise privacy further."
     )
+    if on_copies := _on_copies(analysis):
+        raised = [row for row in on_copies if analysis.gains[key_of(row)].privacy.side > 0]
+        by_method = [(method, [row for row in raised if row.method == method]) for method in analysis.copied]
+        which = "; ".join(f"{_named(rows)} on {method}" for method, rows in by_method if rows)
+        yield (
+            f"On top of its copies privacy is raised further with {which}."
+            if which
+            else "On top of its copies, none is shown to raise privacy further."
+        )
 
 
 def _equal_quality(analysis: EnvAnalysis) -> Iterator[str]:
@@ -135,6 +148,10 @@ def _plain(analysis: EnvAnalysis, mask: str) -> Row:
 
 def _with(analysis: EnvAnalysis, mask: str) -> list[Row]:
     return [row for row in analysis.rows if (row.method, row.mask) == (FULL, mask) and row.mitigations]
+
+
+def _on_copies(analysis: EnvAnalysis) -> list[Row]:
+    return [row for row in analysis.rows if row.method in analysis.copied and row.mitigations]
 
 
 def _stages(row: Row) -> set[Stage]:

@@ -30,12 +30,13 @@ def analysis(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> En
     """Differences are exact: the seeds are paired."""
 
     rows = (FULL, MASK, *more)
+    plain = {(each.method, each.mask): each for each in rows if not each.mitigations}
     found = {("full", "all", ""): success(0.25, 0.125), ("full", "chosen", ""): success(0.0, 0.125)}
     return EnvAnalysis(
         rows,
         early=(),
         nulls={},
-        gains={key_of(each): gain(each, FULL if each.mask == "all" else MASK) for each in more if each.mitigations},
+        gains={key_of(each): gain(each, plain[each.method, each.mask]) for each in more if each.mitigations},
         copied={each.method: gain(each, MASK) for each in more if each.method != "full" and not each.mitigations},
         against_early={key_of(each): Interval.over(beyond_early + SEEDS) for each in rows},
         inverted=found if inverted else {},
@@ -83,6 +84,29 @@ def test_privacy_at_equal_steps_moves_either_way() -> None:
     assert "At equal steps, augment lowers the privacy of full fine-tuning beyond the seeds' interval." in found
     assert "On top of the mask, agc raises privacy further." in found
     assert not any(sentence.startswith("Of ema") for sentence in found)
+
+
+def test_mitigations_on_top_of_copies() -> None:
+    copies = [row("lora", "chosen", "", 0.8, 0.6, 0.1), row("dora", "chosen", "", 0.8, 0.6, 0.1)]
+    idle = row("lora", "chosen", "agc", 0.8, 0.6, 0.1)
+    raised = [row("lora", "chosen", "ema", 0.8, 0.7, 0.1), row("lora", "chosen", "iet", 0.8, 0.8, 0.1)]
+    elsewhere = row("dora", "chosen", "iet,agc", 0.8, 0.7, 0.1)
+    assert "On top of its copies, none is shown to raise privacy further." in said(*copies, idle)
+    assert "On top of its copies privacy is raised further with ema, iet on lora; iet+agc on dora." in said(
+        *copies, idle, *raised, elsewhere
+    )
+    assert not any(sentence.startswith("On top of its copies") for sentence in said(*copies))
+
+
+def test_how_many_luck_alone_would_move() -> None:
+    alone = row("full", "all", "ema", 1.0, 0.2, 0.3)
+    copies = [row("lora", "chosen", "", 0.8, 0.6, 0.1)]
+    copies += [row("lora", "chosen", name, 0.8, 0.6, 0.1) for name in ("ema", "iet", "agc", "augment")]
+    assert "(By luck alone, 0.0 of 1 mitigations are to be expected beyond either end.)" in said(alone)
+    assert (
+        "(By luck alone, 0.0 of 1 mitigations are to be expected beyond either end, and 0.1 of 4 on copies.)"
+        in said(alone, *copies)
+    )
 
 
 def test_what_changed_nothing() -> None:
