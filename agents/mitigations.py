@@ -12,7 +12,7 @@ from agents.callbacks import search_progress
 from agents.entry import entry_point
 from agents.mitigating.choice import Choice, check_given, choose
 from agents.mitigating.document import write_document
-from agents.mitigating.plan import ALL, CHOSEN, NONE, cells, inversion_cells, refusals
+from agents.mitigating.plan import ALL, CHOSEN, NONE, cells, inversion_cells, refusals, with_same_weights
 from agents.mitigating.settings import MitigationsSettings
 from agents.parts import Parts, Record
 from agents.search.versions import version_of
@@ -37,13 +37,11 @@ def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
     laboratories = {env: _laboratory(settings, env) for env in settings.envs}  # what is wrong with any is said now
     records: dict[str, Record] = {}
     searched = {env: 0 if env in settings.masks else settings.choice_evaluations + 2 for env in settings.envs}
-    number = len(list(cells(settings))), len(list(inversion_cells(settings)))
-    totals = {
-        f"{env}{what}": n
-        for env in settings.envs
-        for what, n in zip((" search", "", " inverted"), (searched[env], *number), strict=True)
-        if n
-    }
+    totals = dict[str, int]()
+    for env, laboratory in laboratories.items():
+        unlike = {with_same_weights(each, laboratory) for each in inversion_cells(settings)}
+        numbers = {" search": searched[env], "": len(list(cells(settings))), " inverted": len(unlike)}
+        totals |= {f"{env}{what}": number for what, number in numbers.items() if number}
     with search_progress(totals) as show:
         for env, laboratory in laboratories.items():
             identity = _identity(settings, laboratory)
@@ -82,8 +80,10 @@ def _of_env(
 
     def inverted() -> list[dict[str, Any]]:
         own = dataclasses.replace(settings, metrics=[*settings.metrics, *_INVERSION])
-        wanted = [each for each in inversion_cells(settings) if possible(each)]
-        return to_json(Laboratory(own, env, masks, "mitigations").evaluate(wanted, "test", f"{env} inverted", show))
+        wanted = {each: with_same_weights(each, laboratory) for each in inversion_cells(settings) if possible(each)}
+        unlike = list(dict.fromkeys(wanted.values()))
+        found = Laboratory(own, env, masks, "mitigations").evaluate(unlike, "test", f"{env} inverted", show)
+        return to_json({each: found[same] for each, same in wanted.items()})
 
     plan = {"cells": [dataclasses.asdict(each) for each in cells(settings)], "mask": masks[CHOSEN]}
     named = {"cells": [dataclasses.asdict(each) for each in inversion_cells(settings)], "mask": masks[CHOSEN]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from agents.mitigating.plan import ALL, CHOSEN
 from agents.mitigating.settings import FULL
 from agents.study.rows import Interval, Row
 from envs.mitigations import MITIGATIONS, Stage
+from rewards.measurement import Measurement
 
 
 def conclusions(analysis: EnvAnalysis) -> Iterator[str]:
@@ -126,20 +127,49 @@ def _copies(analysis: EnvAnalysis) -> Iterator[str]:
 
 
 def _named_images(analysis: EnvAnalysis) -> Iterator[str]:
-    found = [analysis.inverted.get((FULL, mask, "")) for mask in (ALL, CHOSEN)]
-    successes = [each[0]["inversion_success"] for each in found if each]
-    if len(successes) < len(found):
+    """Of the first seed whose images were inverted."""
+    successes = {
+        key: success
+        for key, (first, *_) in analysis.inverted.items()
+        if (success := first["inversion_success"]).value is not None
+    }
+    plain, chosen = successes.get((FULL, ALL, "")), successes.get((FULL, CHOSEN, ""))
+    if plain is None or chosen is None:
         return
-    said = [
-        f"{each.value:.0%}" + ("" if each.null is None else f" (of test images {each.null:.0%})")
-        for each in successes
-        if each.value is not None
-    ]
-    if len(said) == len(found):
-        yield (
-            f"Of {successes[0].n} named training images inversion gets {said[0]} back from full fine-tuning, and "
-            f"{said[1]} from the mask."
-        )
+    yield (
+        f"Of {plain.n} named training images inversion gets {_got(plain)} back from full fine-tuning, and "
+        f"{_got(chosen)} from the mask."
+    )
+    alone = {_name(row): successes[key_of(row)] for row in _with(analysis, ALL) if key_of(row) in successes}
+    if plain.value and alone:
+        yield _fewer(alone, plain)
+    if copies := [(key[0], each.value or 0.0) for key, each in successes.items() if key[0] in analysis.copied]:
+        most = max(value for _, value in copies)
+        worst = ", ".join(dict.fromkeys(method for method, value in copies if value == most))
+        found = f"{most:.0%} at most ({worst})" if most else "none"
+        yield f"From the mask's copies, mitigated or not, it gets {found}."
+
+
+def _got(success: Measurement) -> str:
+    return f"{success.value:.0%}" + ("" if success.null is None else f" (of test images {success.null:.0%})")
+
+
+def _fewer(alone: Mapping[str, Measurement], plain: Measurement) -> str:
+    """Of mitigations of full fine-tuning, beside it without one."""
+    lower = [name for name, each in alone.items() if _below(each, plain)]
+    if lower:
+        return f"Beyond the intervals over the images, fewer come back from full fine-tuning with {', '.join(lower)}."
+    least = min(each.value or 0.0 for each in alone.values())
+    fewest = ", ".join(name for name, each in alone.items() if each.value == least)
+    return (
+        "From full fine-tuning with a mitigation it is not shown to get fewer; the fewest come back with "
+        f"{fewest}, {least:.0%}."
+    )
+
+
+def _below(one: Measurement, other: Measurement) -> bool:
+    """Whether its interval ends where the other's has not begun."""
+    return one.high is not None and other.low is not None and one.high < other.low
 
 
 def _plain(analysis: EnvAnalysis, mask: str) -> Row:

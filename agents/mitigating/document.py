@@ -198,8 +198,8 @@ def _inverted(settings: MitigationsSettings, analysis: EnvAnalysis) -> Iterable[
     yield prose(
         f"""{count} training images, by name, and {count} test images are inverted: an attacker who knows an image looks
         for the noise from which the model draws it (seed {seeds}). Success of test images is the null. It asks whether
-        a mitigation erased what was memorized or only hides it; a sampler's own mitigation is no obstacle to an
-        attacker who has the model."""
+        a mitigation erased what was memorized or only hides it. One that leaves the trained weights as they are, as a
+        sampler's own does, is no obstacle to an attacker who has the model: its row is the one without it."""
     )
     rows = []
     for key, found in analysis.inverted.items():

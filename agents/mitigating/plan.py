@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 from agents.mitigating.settings import FULL, MitigationsSettings
 from agents.study.laboratory import Cell, Laboratory
-from envs.mitigations import find_mitigations, prepared_images
+from envs.mitigations import Stage, prepared_images
 from rewards.errors import InputError
 
 ALL, NONE, CHOSEN = "all", "none", "chosen"
@@ -34,6 +35,23 @@ def inversion_cells(settings: MitigationsSettings) -> Iterator[Cell]:
                     yield cell_of(settings, method, mask, mitigations, seed)
 
 
+def with_same_weights(cell: Cell, laboratory: Laboratory) -> Cell:
+    """The cell without those of its mitigations that leave the trained weights as they are.
+
+    Those of the sampler do, and those of the data that change no image. What asks the weights alone has one answer for
+    both cells.
+    """
+    images = laboratory.dataset.train
+    acting = set[str]()
+    for each in laboratory.mitigations(cell.mitigations):
+        prepared = each.prepared(images, cell.seed)
+        idle = prepared is images if each.stage is Stage.DATA else each.stage is Stage.SAMPLING
+        if not idle:
+            acting.add(each.name)
+        images = prepared
+    return dataclasses.replace(cell, mitigations=",".join(n for n in cell.mitigations.split(",") if n in acting))
+
+
 def subjects(settings: MitigationsSettings) -> list[tuple[str, str]]:
     """Method and mask of what mitigations are put on."""
     return [(FULL, ALL), *((method, CHOSEN) for method in settings.methods)]
@@ -47,9 +65,8 @@ def refusals(settings: MitigationsSettings, laboratory: Laboratory) -> Mapping[t
             found[method, ""] = "the method has no parameter in these groups"
             continue
         for mitigations in settings.mitigations:
-            names = mitigations.split(",")
             try:
-                chosen = find_mitigations({name: settings.mitigation_options.get(name, {}) for name in names})
+                chosen = laboratory.mitigations(mitigations)
                 prepared_images(chosen, laboratory.backbone, laboratory.dataset.train, method, settings.seeds[0])
             except InputError as error:
                 found[method, mitigations] = error.what

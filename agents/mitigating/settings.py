@@ -37,7 +37,7 @@ class MitigationsSettings(StudySettings):
     seeds: list[Seed]
     early_stops: list[Count]
     inversion_seeds: list[Seed]
-    inversion_copies: bool = False
+    inversion_copies: bool = True
     masks: dict[str, str] = field(default_factory=dict)
     preference: Weight = 0.5
     choice_evaluations: Count = 16

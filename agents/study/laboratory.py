@@ -25,7 +25,7 @@ from envs.evaluators.pool import PoolEvaluator, cores
 from envs.groups import find_groups
 from envs.judge import Basis
 from envs.methods import find_method
-from envs.mitigations import find_mitigations
+from envs.mitigations import Mitigation, find_mitigations
 from envs.store import EvaluationStore
 from envs.task import Schedule, SelectionTask, parse_mask
 from rewards.errors import InputError
@@ -131,8 +131,7 @@ class Laboratory:
         """The task of which a cell evaluates one mask."""
         settings = self.settings
         method = find_method(cell.method, settings.method_options.get(cell.method))
-        names = cell.mitigations.split(",") if cell.mitigations else []
-        mitigations = find_mitigations({name: settings.mitigation_options.get(name, {}) for name in names})
+        mitigations = self.mitigations(cell.mitigations)
         inner = dataclasses.replace(
             settings.inner,
             steps=cell.steps,
@@ -158,6 +157,18 @@ class Laboratory:
                 **mitigation_options(mitigations),
             },
         )
+
+    def mitigations(self, names: str) -> tuple[Mitigation, ...]:
+        """Those of a cell, set as the comparison sets them, in the order in which they act.
+
+        Args:
+            names: Joined by commas; empty for none.
+
+        Raises:
+            InputError: As `find_mitigations` does.
+        """
+        options = self.settings.mitigation_options
+        return find_mitigations({name: options.get(name, {}) for name in names.split(",") if name})
 
     def trains(self, method: str, mask: str) -> bool:
         """Whether a method has a parameter in the groups of a mask, by its name."""

@@ -80,11 +80,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_is_paid_for_once(folder: Path) -> None:
-    """Two seeds of base, early stop, and three subjects four ways; one seed of base and two subjects inverted."""
-    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 2 * 4)
+    """Two seeds of base, early stop, and three subjects four ways; one seed of base and those subjects inverted.
+
+    Without duplicates `deduplicate` leaves the weights as they are, and inversion asks nothing else.
+    """
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 3 * 3)
     page = (folder / "docs" / "mitigations.md").read_text()
     assert mitigations(folder=folder).code == 0
-    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 2 * 4)
+    assert paid_for(folder) == 2 * (1 + 1 + 3 * 4) + (1 + 3 * 3)
     assert (folder / "docs" / "mitigations.md").read_text() == page
 
 
@@ -103,8 +106,19 @@ def test_the_page_says_what_was_measured(folder: Path) -> None:
     by_method = page.split("### The mask by other methods")[1].split("##")[0]
     found = [line.split(" | ")[:2] for line in by_method.splitlines() if line.startswith("| ")]
     assert found[2:] == [["| full", "all"], ["| full", "chosen"], ["| difffit", "chosen"]]
-    assert "| full | all | none | 0.500 [0.500, 0.500] | 0.500 | beyond the budget |" in page
+    for mitigation in ("none", "deduplicate"):
+        assert f"| full | all | {mitigation} | 0.500 [0.500, 0.500] | 0.500 | beyond the budget |" in page
+    assert "| full | all | agc | 0.250 [0.250, 0.250] | 0.500 | beyond the budget |" in page
+    assert "| difffit | chosen | iet,agc | 0." in page.split("### phantom: named images")[1]
     assert (folder / "docs" / "mitigations-phantom.png").stat().st_size > 10_000
+
+
+def test_copies_may_be_left_out_of_the_inversions(tmp_path: Path) -> None:
+    outcome = mitigations("inversion_copies=false", folder=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert paid_for(tmp_path) == 2 * (1 + 1 + 3 * 4) + (1 + 2 * 3)
+    page = (tmp_path / "docs" / "mitigations.md").read_text()
+    assert "| difffit" not in page.split("### phantom: named images")[1]
 
 
 def test_what_does_not_go_together_is_said_and_left_out(tmp_path: Path) -> None:
@@ -122,7 +136,7 @@ def test_a_method_without_a_parameter_in_the_mask_is_said_and_left_out(tmp_path:
     page = (tmp_path / "docs" / "mitigations.md").read_text()
     assert "| attention | any | the method has no parameter in these groups |" in page
     assert not any(line.startswith("| attention | chosen") for line in page.splitlines())
-    assert paid_for(tmp_path) == 2 * (1 + 1 + 2 * 4) + (1 + 2 * 4)
+    assert paid_for(tmp_path) == 2 * (1 + 1 + 2 * 4) + (1 + 2 * 3)
 
 
 def test_a_policy_that_learned_elsewhere_finds_the_mask(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -22,16 +24,23 @@ FULL = row("full", "all", "", 1.0, 0.0, 0.3)
 MASK = row("full", "chosen", "", 0.8, 0.7, 0.05)
 
 
-def success(value: float, null: float) -> list[dict[str, Measurement]]:
-    return [{"inversion_success": Measurement(value, null, 0.0, 1.0, 16, higher_is_better=False)}]
+def success(value: float, null: float, wide: float = 0.1) -> list[dict[str, Measurement]]:
+    low, high = max(value - wide, 0.0), min(value + wide, 1.0)
+    return [{"inversion_success": Measurement(value, null, low, high, 16, higher_is_better=False)}]
 
 
-def analysis(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> EnvAnalysis:
-    """Differences are exact: the seeds are paired."""
+def analysis(
+    *more: Row,
+    beyond_early: float = 0.0,
+    inverted: bool = True,
+    got: Mapping[tuple[str, str, str], float] | None = None,
+) -> EnvAnalysis:
+    """Differences are exact: the seeds are paired. ``got`` is how much inversion got back, besides 25 and 0 %."""
 
     rows = (FULL, MASK, *more)
     plain = {(each.method, each.mask): each for each in rows if not each.mitigations}
-    found = {("full", "all", ""): success(0.25, 0.125), ("full", "chosen", ""): success(0.0, 0.125)}
+    shares = {("full", "all", ""): 0.25, ("full", "chosen", ""): 0.0, **(got or {})}
+    found = {key: success(value, 0.125) for key, value in shares.items()}
     return EnvAnalysis(
         rows,
         early=(),
@@ -43,8 +52,13 @@ def analysis(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> En
     )
 
 
-def said(*more: Row, beyond_early: float = 0.0, inverted: bool = True) -> list[str]:
-    return list(conclusions(analysis(*more, beyond_early=beyond_early, inverted=inverted)))
+def said(
+    *more: Row,
+    beyond_early: float = 0.0,
+    inverted: bool = True,
+    got: Mapping[tuple[str, str, str], float] | None = None,
+) -> list[str]:
+    return list(conclusions(analysis(*more, beyond_early=beyond_early, inverted=inverted, got=got)))
 
 
 def test_the_mask_beside_mitigations_alone() -> None:
@@ -145,3 +159,26 @@ def test_named_images() -> None:
     )
     assert sentence in said()
     assert not any("named training images" in each for each in said(inverted=False))
+
+
+def test_named_images_of_what_is_mitigated() -> None:
+    rows = [row("full", "all", name, 1.0, 0.2, 0.3) for name in ("ema", "iet", "agc")]
+    ema, iet, agc = map(key_of, rows)
+    near = said(*rows, got={ema: 0.125, iet: 0.25, agc: 0.125})
+    assert (
+        "From full fine-tuning with a mitigation it is not shown to get fewer; the fewest come back with ema, agc, 12%."
+        in near
+    )
+    far = said(*rows, got={ema: 0.0, iet: 0.25})
+    assert "Beyond the intervals over the images, fewer come back from full fine-tuning with ema." in far
+    nothing_back = said(*rows, got={("full", "all", ""): 0.0, ema: 0.0})
+    assert not any("fewe" in sentence for sentence in (*nothing_back, *said(*rows)))
+
+
+def test_named_images_of_copies() -> None:
+    rows = [row(method, "chosen", name, 0.8, 0.7, 0.1) for method in ("lora", "dora") for name in ("", "ema")]
+    none = dict.fromkeys(map(key_of, rows), 0.0)
+    assert "From the mask's copies, mitigated or not, it gets none." in said(*rows, got=none)
+    some = said(*rows, got=none | {("lora", "chosen", "ema"): 0.0625})
+    assert "From the mask's copies, mitigated or not, it gets 6% at most (lora)." in some
+    assert not any(sentence.startswith("From the mask's copies") for sentence in said(*rows))

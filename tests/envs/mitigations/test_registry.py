@@ -67,3 +67,8 @@ def test_nothing_chosen_is_plain_training(ward: Ward) -> None:
 def test_the_same_key_gives_the_same_numbers(ward: Ward, name: str) -> None:
     settings = {"iet": {"shards": 2, "rounds": 2}}.get(name, {})
     assert same(ward.after({name: settings}), ward.after({name: settings}))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in MITIGATIONS.items() if kind.stage is Stage.SAMPLING])
+def test_what_acts_on_the_sampler_leaves_the_weights_to_plain_training(ward: Ward, name: str) -> None:
+    assert same(ward.after({name: {}}), ward.after({})), "bit by bit"
