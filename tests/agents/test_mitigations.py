@@ -172,6 +172,7 @@ def test_what_is_wrong_with_the_last_data_set_is_said_before_the_first_is_paid_f
     [
         (["mitigations=[hope]"], "mitigation=hope is none"),
         (["mitigations=[]"], "mitigations=[]"),
+        (["mitigations=['augment,dp_sgd']"], "mitigation=[augment,dp_sgd]"),
         (["~learning_rates.difffit"], "learning_rates has none of difffit"),
         (["seeds=[0]"], "seeds=[0]"),
         (["masks.phantom=nowhere"], "nowhere"),
