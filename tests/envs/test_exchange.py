@@ -94,7 +94,9 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
 PACKED = gzip.compress(b"{}" * 999)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", PACKED[:20], PACKED[:12] + b"\xff" * 20])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", PACKED[:20], PACKED[:12] + b"\xff" * 20], ids=["not packed", "cut off", "overwritten"]
+)
 def test_a_damaged_file_is_one_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "damaged.jsonl.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"damaged\.jsonl\.gz cannot be read"):

@@ -171,7 +171,7 @@ def mitigated_run(folder: Path, dataset: SplitDataset, groups: tuple[LayerGroup,
 @pytest.mark.parametrize(
     ("bits", "left"),
     [("00", {"agc", "iet"}), ("10", {"agc"}), ("01", {"iet"}), ("11", set())],
-    ids=lambda value: str(value),
+    ids=["both", "agc", "iet", "neither"],
 )
 def test_a_run_brings_the_mitigations_that_its_mask_did_not_leave_out(
     backbone: LatentBackbone,
