@@ -70,7 +70,8 @@ def search_progress(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], 
     """A progress bar for each thing measured, with the time that is left.
 
     Args:
-        totals: How many evaluations there will be, by what is measured.
+        totals: How many evaluations there will be, by what is measured. Each is looked up when it is first shown, so
+            that it may depend on what was measured before.
 
     Yields:
         ``show(what, done)``.

@@ -36,12 +36,8 @@ def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
     """The records of each data set; known ones cost nothing, and no evaluation in the store is paid for again."""
     laboratories = {env: _laboratory(settings, env) for env in settings.envs}  # what is wrong with any is said now
     records: dict[str, Record] = {}
-    searched = {env: 0 if env in settings.masks else settings.choice_evaluations + 2 for env in settings.envs}
-    totals = dict[str, int]()
-    for env, laboratory in laboratories.items():
-        unlike = {with_same_weights(each, laboratory) for each in inversion_cells(settings)}
-        numbers = {" search": searched[env], "": len(list(cells(settings))), " inverted": len(unlike)}
-        totals |= {f"{env}{what}": number for what, number in numbers.items() if number}
+    # Of the other parts, each says how many there are once the mask is known: it decides what can be combined.
+    totals = {f"{env} search": settings.choice_evaluations + 2 for env in settings.envs}
     with search_progress(totals) as show:
         for env, laboratory in laboratories.items():
             identity = _identity(settings, laboratory)
@@ -54,7 +50,7 @@ def compute(settings: MitigationsSettings, parts: Parts) -> dict[str, Record]:
             )
             choice = Choice.from_json(chosen["result"])
             masks = {ALL: "all", NONE: "none", CHOSEN: ",".join(choice.groups)}
-            records |= {f"{env}-choice": chosen} | _of_env(settings, env, masks, identity, parts, show)
+            records |= {f"{env}-choice": chosen} | _of_env(settings, env, masks, identity, parts, totals, show)
     return records
 
 
@@ -66,7 +62,13 @@ def _laboratory(settings: MitigationsSettings, env: str) -> Laboratory:
 
 
 def _of_env(
-    settings: MitigationsSettings, env: str, masks: dict[str, str], identity: dict[str, Any], parts: Parts, show: Show
+    settings: MitigationsSettings,
+    env: str,
+    masks: dict[str, str],
+    identity: dict[str, Any],
+    parts: Parts,
+    totals: dict[str, int],
+    show: Show,
 ) -> dict[str, Record]:
     laboratory = Laboratory(settings, env, masks, "mitigations")
     refused = refusals(settings, laboratory)
@@ -75,14 +77,17 @@ def _of_env(
         return not {(each.method, ""), (each.method, each.mitigations)} & refused.keys()
 
     def measured() -> dict[str, Any]:
-        found = laboratory.evaluate([each for each in cells(settings) if possible(each)], "test", env, show)
+        wanted = [each for each in cells(settings) if possible(each)]
+        totals[env] = len(wanted)
+        found = laboratory.evaluate(wanted, "test", env, show)
         return {"cells": to_json(found), "refused": [[*pair, reason] for pair, reason in refused.items()]}
 
     def inverted() -> list[dict[str, Any]]:
         own = dataclasses.replace(settings, metrics=[*settings.metrics, *_INVERSION])
         wanted = {each: with_same_weights(each, laboratory) for each in inversion_cells(settings) if possible(each)}
         unlike = list(dict.fromkeys(wanted.values()))
-        found = Laboratory(own, env, masks, "mitigations").evaluate(unlike, "test", f"{env} inverted", show)
+        totals[what := f"{env} inverted"] = len(unlike)
+        found = Laboratory(own, env, masks, "mitigations").evaluate(unlike, "test", what, show)
         return to_json({each: found[same] for each, same in wanted.items()})
 
     plan = {"cells": [dataclasses.asdict(each) for each in cells(settings)], "mask": masks[CHOSEN]}

@@ -147,6 +147,7 @@ def _searched(settings: MitigationsSettings, laboratory: Laboratory, what: str, 
         )
         with suppress(BudgetSpent):
             DynaPPO(SourcePolicy(sources), name="policy").search(problem, seed=0)
+    show(what, 2 + len(budgeted.granted))  # an anchor that was asked for again is one answer, and counted as two
     asked = [answers[schedule] for schedule in budgeted.granted if schedule in answers]
     found = [(each, axes) for each in asked if (axes := problem.outcome(each).axes) is not None]
     if not found:
